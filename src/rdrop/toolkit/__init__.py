@@ -1,0 +1,1 @@
+"""The toolkit behind the command `rdrop`: recipes, runs, statistics and the comparison of arms."""
