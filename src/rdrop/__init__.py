@@ -1,0 +1,67 @@
+"""R-Drop for PyTorch: several dropout passes over one batch, and a divergence that ties their answers together.
+
+Names are loaded when they are first used, so `import rdrop` costs nothing and the command line starts without torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rdrop import conventions as conventions
+    from rdrop import schedule as schedule
+    from rdrop.diagnostics import ConsistencyGap, consistency_gap
+    from rdrop.errors import NoEffectWarning
+    from rdrop.loss import RDropLoss, RDropOutput, divergence, rdrop_loss
+    from rdrop.passes import NotBatched, PassPlan, explain_passes, forward_passes
+    from rdrop.stochastic import StochasticLayer, set_dropout, stochastic_layers
+
+__all__ = [
+    "ConsistencyGap",
+    "NoEffectWarning",
+    "NotBatched",
+    "PassPlan",
+    "RDropLoss",
+    "RDropOutput",
+    "StochasticLayer",
+    "consistency_gap",
+    "conventions",
+    "divergence",
+    "explain_passes",
+    "forward_passes",
+    "rdrop_loss",
+    "schedule",
+    "set_dropout",
+    "stochastic_layers",
+]
+
+__version__ = version("rdrop")
+
+_HOME = {
+    "ConsistencyGap": "diagnostics",
+    "consistency_gap": "diagnostics",
+    "NoEffectWarning": "errors",
+    "RDropLoss": "loss",
+    "RDropOutput": "loss",
+    "divergence": "loss",
+    "rdrop_loss": "loss",
+    "NotBatched": "passes",
+    "PassPlan": "passes",
+    "explain_passes": "passes",
+    "forward_passes": "passes",
+    "StochasticLayer": "stochastic",
+    "set_dropout": "stochastic",
+    "stochastic_layers": "stochastic",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"rdrop.{_HOME[name]}"), name)
+    if name in __all__:
+        return import_module(f"rdrop.{name}")
+    raise AttributeError(f"module 'rdrop' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,104 @@
+"""How alpha changes over training: functions from the optimizer step, counted from 0, to alpha.
+
+The paper keeps alpha fixed; its ResNet needed an alpha that falls with the learning rate (appendix C.4), and one of its
+ablations applies the divergence at every k-th step only (section 4.3).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rdrop.options import check_alpha
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+Schedule = Callable[[int], float]
+
+
+def constant(alpha: float) -> Schedule:
+    """Return alpha at every step.
+
+    >>> constant(2.0)(100)
+    2.0
+    """
+    check_alpha(alpha)
+    return lambda step: alpha
+
+
+def linear_warmup(alpha: float, steps: int) -> Schedule:
+    """Rise from 0 to alpha over the first `steps` steps, then stay: alpha * min(1, step / steps).
+
+    >>> [linear_warmup(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
+    [0.0, 0.5, 2.0, 2.0]
+    """
+    check_alpha(alpha)
+    _check_steps(steps)
+    return lambda step: alpha * min(1.0, step / steps)
+
+
+def linear_decay(alpha: float, steps: int) -> Schedule:
+    """Fall from alpha to 0 over `steps` steps, then stay at 0: alpha * max(0, 1 - step / steps).
+
+    >>> [linear_decay(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
+    [2.0, 1.5, 0.0, 0.0]
+    """
+    check_alpha(alpha)
+    _check_steps(steps)
+    return lambda step: alpha * max(0.0, 1 - step / steps)
+
+
+def cosine_decay(alpha: float, steps: int) -> Schedule:
+    """Fall from alpha to 0 along half a cosine: alpha / 2 * (1 + cos(pi * min(1, step / steps))).
+
+    >>> [round(cosine_decay(2.0, steps=4)(step), 3) for step in (0, 2, 4, 9)]
+    [2.0, 1.0, 0.0, 0.0]
+    """
+    check_alpha(alpha)
+    _check_steps(steps)
+    return lambda step: alpha / 2 * (1 + math.cos(math.pi * min(1.0, step / steps)))
+
+
+def every(alpha: float, k: int) -> Schedule:
+    """Return alpha at steps 0, k, 2k, ... and 0 at all others (paper, section 4.3).
+
+    >>> [every(2.0, k=3)(step) for step in range(4)]
+    [2.0, 0.0, 0.0, 2.0]
+    """
+    check_alpha(alpha)
+    _check_steps(k, "k")
+    return lambda step: alpha if step % k == 0 else 0.0
+
+
+def follow_learning_rate(alpha: float, optimizer: Optimizer) -> Schedule:
+    """Keep alpha in proportion to the learning rate: alpha * lr / peak (paper, appendix C.4).
+
+    `lr` is that of the optimizer's first parameter group when the schedule is asked; `peak` is its `initial_lr`, which
+    every scheduler of torch records, or the largest rate seen so far where no scheduler is attached. The step is not
+    looked at.
+
+    >>> import torch
+    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+    >>> halved = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+    >>> follow_learning_rate(2.0, optimizer)(0)
+    1.0
+    """
+    check_alpha(alpha)
+    largest = 0.0
+
+    def schedule(step: int) -> float:
+        nonlocal largest
+        group = optimizer.param_groups[0]
+        rate = float(group["lr"])
+        largest = max(largest, rate)
+        peak = float(group.get("initial_lr", largest))
+        return alpha * rate / peak if peak else 0.0
+
+    return schedule
+
+
+def _check_steps(steps: int, name: str = "steps") -> None:
+    if steps < 1:
+        raise ValueError(f"{name} is {steps!r}; expected a whole number of at least 1")
