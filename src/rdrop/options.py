@@ -46,7 +46,9 @@ class Objective:
             raise ValueError(f"label_smoothing is {self.label_smoothing!r}; expected a number in 0..1")
         if self.kind == "regression":
             if self.label_smoothing:
-                raise ValueError(f"label_smoothing is {self.label_smoothing!r}; regression has no classes to smooth over")
+                raise ValueError(
+                    f"label_smoothing is {self.label_smoothing!r}; regression has no classes to smooth over"
+                )
             if self.divergence not in ("symmetric_kl", "mse"):
                 raise ValueError(
                     f"divergence is {self.divergence!r}; regression compares values, not distributions, by their "

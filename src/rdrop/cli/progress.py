@@ -1,0 +1,61 @@
+"""How far a comparison is: a live bar on a terminal, one line for each run elsewhere."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rdrop.toolkit.summary import Run
+
+
+class RichProgress:
+    """Shows steps, finished runs and the time left.
+
+    Args:
+        console: Where to; standard error, so that standard output holds the table alone.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.fields[runs_done]}/{task.fields[runs]} runs"),
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = TaskID(0)
+        self._runs = self._runs_done = 0
+
+    def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
+        """Begin; `total_steps` are those that are still to be made."""
+        self._runs, self._runs_done = total_runs, finished_runs
+        if finished_runs:
+            self._console.print(f"{finished_runs} of {total_runs} runs are finished already")
+        self._task = self._bar.add_task("", total=total_steps, runs=total_runs, runs_done=finished_runs)
+        self._bar.start()
+
+    def advance(self, steps: int) -> None:
+        """Some steps were made."""
+        self._bar.advance(self._task, steps)
+
+    def finished(self, run: Run) -> None:
+        """A run ended; a failed one is told at once, on a terminal too."""
+        self._runs_done += 1
+        self._bar.update(self._task, runs_done=self._runs_done)
+        if run.status == "failed" or not self._console.is_terminal:
+            values = ", ".join(f"{name} {value:.4g}" for name, value in list(run.metrics.items())[:2])
+            outcome = f"failed: {run.error}" if run.status == "failed" else values
+            self._console.print(
+                f"[{self._runs_done}/{self._runs}] {run.arm}, seed {run.seed}: {outcome}",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def close(self) -> None:
+        """End the display; more than once does no harm."""
+        self._bar.stop()

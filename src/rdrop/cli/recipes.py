@@ -1,0 +1,28 @@
+"""`rdrop recipes`: list the built-in recipes, or print one."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="The recipe to print; all are listed without it.")] = None,
+) -> None:
+    """List the built-in recipes, or print one to copy: `rdrop recipes digits > my.yaml`."""
+    from rdrop.errors import UserError
+    from rdrop.toolkit.recipe_fields import nearest
+    from rdrop.toolkit.recipe_file import built_in_recipes, load_recipe
+
+    built_in = built_in_recipes()
+    if name is None:
+        for known in built_in:
+            print(f"{known:<12}{load_recipe(known).title}")
+        return
+    if name not in built_in:
+        close = nearest(name, built_in)
+        hint = f"; did you mean {close}?" if close else ""
+        raise UserError(f"got {name!r}, expected one of the built-in recipes {', '.join(built_in)}{hint}")
+    sys.stdout.write(built_in[name])

@@ -1,0 +1,297 @@
+"""R-Drop inside `transformers.Trainer`: one overridden loss, and nothing else of the training loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from rdrop.kernels import Impl
+from rdrop.loss import RDropLoss
+from rdrop.options import Divergence, Kind, StopGradient
+from rdrop.passes import Strategy, forward_passes
+from rdrop.schedule import Schedule, follow_learning_rate
+
+IGNORE_INDEX = -100  # the label that the Trainer leaves out of its count of items
+
+
+@dataclass(frozen=True)
+class RDropConfig:
+    """The objective of an `RDropTrainer`.
+
+    Plain training and R-Drop differ by the field `passes` alone: with 1 there is no pair of answers to tie
+    together, so the loss is the mean task loss of one pass. Label smoothing is not repeated here: the
+    Trainer's own `label_smoothing_factor` is used.
+
+    Args:
+        alpha: Weight of the divergence beside the mean task loss, at least 0, or a schedule from
+            `rdrop.schedule`.
+        alpha_follows_learning_rate: Multiply `alpha` by the current learning rate over its peak.
+        passes: Forward passes in a step (M), at least 1.
+        strategy: How the passes are run, see `rdrop.forward_passes`.
+        kind: What the logits mean, see `rdrop.rdrop_loss`.
+        divergence: What ties the passes together, see `rdrop.divergence`.
+        stop_gradient: Passes that are held constant inside the divergence.
+        impl: Implementation of the loss, see `rdrop.rdrop_loss`.
+
+    >>> RDropConfig(alpha=5.0).passes
+    2
+    """
+
+    alpha: float | Schedule = 1.0
+    alpha_follows_learning_rate: bool = False
+    passes: int = 2
+    strategy: Strategy = "auto"
+    kind: Kind = "categorical"
+    divergence: Divergence = "symmetric_kl"
+    stop_gradient: StopGradient | None = None
+    impl: Impl = "auto"
+
+    def __post_init__(self) -> None:
+        if self.alpha_follows_learning_rate and callable(self.alpha):
+            raise ValueError(
+                "alpha is a schedule and alpha_follows_learning_rate is true; expected a number for alpha, "
+                "or the schedule alone"
+            )
+
+
+class RDropTrainer(Trainer):
+    """`transformers.Trainer` with the R-Drop objective in training; evaluation and prediction are untouched.
+
+    A training step makes `rdrop.passes` forward passes over the batch and minimises
+
+        mean over passes of the task loss + alpha * D(passes)
+
+    (Liang et al. 2021, eq. 4, in the units of `rdrop.rdrop_loss`). The means are over the labels other than
+    -100 of the whole optimizer step, so a step of 4 micro-batches of 8 has the gradient of one batch of 32,
+    however the padding is spread. Beside `loss` the log carries `task_loss`, `divergence` and `alpha`,
+    averaged over the same steps.
+
+    To give it to another subclass of the Trainer, inherit from both:
+    `class RDropSeq2SeqTrainer(RDropTrainer, Seq2SeqTrainer)`.
+
+    Args:
+        *args: As for `transformers.Trainer`.
+        rdrop: The objective.
+        **kwargs: As for `transformers.Trainer`.
+
+    Raises:
+        ValueError: With several GPUs in one process, or with a `compute_loss_func` beside the objective.
+
+    >>> import torch, tempfile
+    >>> from transformers import TrainingArguments
+    >>> class Net(torch.nn.Module):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
+    ...     def forward(self, x, labels=None):
+    ...         return {"logits": self.layers(x)}
+    >>> rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(12)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     args = TrainingArguments(folder, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+    ...     trainer = RDropTrainer(Net(), args, train_dataset=rows, rdrop=RDropConfig(alpha=1.0))
+    ...     trainer.train().global_step
+    2
+    """
+
+    def __init__(self, *args: Any, rdrop: RDropConfig, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.args.n_gpu > 1:
+            raise ValueError(
+                f"RDropTrainer got {self.args.n_gpu} GPUs in one process (torch.nn.DataParallel), which "
+                "splits the passes of an example over devices. Start one process for each GPU, with "
+                "`torchrun` or `accelerate launch`, or show this one a single GPU with CUDA_VISIBLE_DEVICES."
+            )
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "RDropTrainer got a compute_loss_func, and would ignore it in training: the loss is the "
+                "objective in `rdrop`. For a task loss of your own, use transformers.Trainer with "
+                "rdrop.divergence inside it."
+            )
+        self.rdrop = rdrop
+        self._followed: Schedule | None = None
+        self.rdrop_loss = RDropLoss(
+            self._alpha_of_learning_rate if rdrop.alpha_follows_learning_rate else rdrop.alpha,
+            kind=rdrop.kind,
+            ignore_index=IGNORE_INDEX,
+            label_smoothing=self.args.label_smoothing_factor,
+            divergence=rdrop.divergence,
+            stop_gradient=rdrop.stop_gradient,
+            impl=rdrop.impl,
+        )
+        model = self.accelerator.unwrap_model(self.model)
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft's adapter
+        self._shifts_labels = (
+            getattr(self, "_loss_shifts_labels", False)  # newer releases look at the model's loss itself
+            or type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+        )
+        self._decoder_needs_labels = hasattr(model, "prepare_decoder_input_ids_from_labels")
+        # The Trainer counts the labels of all micro-batches of a step, and leaves the loss undivided, for
+        # losses that use that count. Ours does, whatever the model's forward takes; evaluation goes by the
+        # model again.
+        self._forward_takes_count = self.model_accepts_loss_kwargs
+        self.model_accepts_loss_kwargs = True
+        self._parts = _Parts()
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor | int | None]:
+        """The micro-batches of an optimizer step and the count of their labels, as in `transformers.Trainer`.
+
+        Where the loss shifts the labels, the first one of a sequence is never predicted. Releases of
+        transformers differ in whether they count it; marked as ignored, it is left out by all of them.
+
+        Args:
+            epoch_iterator: Gives the micro-batches.
+            num_batches: How many to take.
+            device: Where the count is wanted.
+
+        Returns:
+            The micro-batches, and the number of labels that count in all of them.
+        """
+        if self._shifts_labels:
+            epoch_iterator = map(_without_first_labels, epoch_iterator)
+        batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
+        return batches, count
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The objective in training; in evaluation the model's own loss of one pass.
+
+        Args:
+            model: The model, maybe wrapped for several devices.
+            inputs: The batch, with `labels`; it is not changed.
+            return_outputs: Return the outputs too; in training they carry a leading pass axis.
+            num_items_in_batch: Labels that count in all micro-batches of this step, as the Trainer counted
+                them.
+
+        Returns:
+            The scalar loss, or the loss and the outputs.
+        """
+        if not model.training:
+            if not self._forward_takes_count:
+                num_items_in_batch = None
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+        batch, labels, shift = self._split_labels(inputs)
+        outputs = forward_passes(model, passes=self.rdrop.passes, strategy=self.rdrop.strategy, **batch)
+        logits = _logits(outputs)
+        if shift:
+            logits, labels = logits[..., :-1, :], labels[..., 1:]
+        self.rdrop_loss.current_step = self.state.global_step
+        share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)  # unset until training starts
+        count: Tensor | float | None = num_items_in_batch
+        if count is None:
+            # A mean over this micro-batch, which the Trainer divides by the number of micro-batches.
+            result, weight = self.rdrop_loss(logits, labels), share
+            loss = result.loss
+        else:
+            if self.rdrop.kind == "categorical" and labels.is_floating_point():
+                count = count / labels.shape[-1]  # the Trainer counted every class of a distribution
+            # A sum over this process divided by the count of all, which then average their gradients.
+            ranks = 1
+            if self.args.average_tokens_across_devices:
+                ranks = self.accelerator.num_processes // self.get_tp_size()
+            result, weight = self.rdrop_loss(logits, labels, normalizer=count), float(ranks)
+            loss = result.loss * ranks
+        self._parts.add(result.task_loss, result.divergence, self.rdrop_loss.current_alpha, weight, share)
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds `task_loss`, `divergence` and `alpha` to the training log.
+
+        Args:
+            logs: What the Trainer is about to log.
+            *args: As for `transformers.Trainer.log`.
+            **kwargs: As for `transformers.Trainer.log`.
+        """
+        parts = self._parts
+        if "loss" in logs and parts.steps > 0:
+            sums = self.accelerator.reduce(torch.stack([parts.task_loss, parts.divergence]), reduction="mean")
+            task_loss, divergence = (sums / parts.steps).tolist()
+            logs = {
+                **logs,
+                "task_loss": task_loss,
+                "divergence": divergence,
+                "alpha": parts.alpha / parts.steps,
+            }
+            self._parts = _Parts()
+        super().log(logs, *args, **kwargs)
+
+    def _split_labels(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], Tensor, bool]:
+        """The batch without its labels, the labels, and whether logits and labels are still to be shifted."""
+        batch = dict(inputs)
+        labels = batch.pop("labels", None)
+        shifted = batch.pop("shift_labels", None)
+        if labels is None and shifted is None:
+            raise ValueError(
+                f"RDropTrainer got a training batch without labels, only {', '.join(batch) or 'nothing'}. "
+                "Let the data set or the collator provide the key `labels`."
+            )
+        if self._decoder_needs_labels and "decoder_input_ids" not in batch:
+            # Encoder-decoder models make the decoder's input from the labels, which forward no longer sees.
+            model: Any = self.accelerator.unwrap_model(self.model)
+            batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+        return (batch, labels, self._shifts_labels) if shifted is None else (batch, shifted, False)
+
+    def _alpha_of_learning_rate(self, step: int) -> float:
+        """The schedule for `alpha_follows_learning_rate`."""
+        if self._followed is None:
+            # The Trainer makes its optimizer when training starts.
+            self._followed = follow_learning_rate(self.rdrop.alpha, self.optimizer)  # type: ignore[arg-type]
+        return self._followed(step)
+
+
+@dataclass
+class _Parts:
+    """The parts of the loss, summed over a logging interval without waiting for the device."""
+
+    task_loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    divergence: Tensor = field(default_factory=lambda: torch.zeros(()))
+    alpha: float = 0.0
+    steps: float = 0.0
+
+    def add(self, task_loss: Tensor, divergence: Tensor, alpha: float, weight: float, share: float) -> None:
+        """Adds a micro-batch: `weight` of its terms, and its `share` of an optimizer step."""
+        self.task_loss = self.task_loss + weight * task_loss.detach()
+        self.divergence = self.divergence + weight * divergence.detach()
+        self.alpha += share * alpha
+        self.steps += share
+
+
+def _without_first_labels(batch: Any) -> Any:
+    """The batch with the first label of every sequence ignored; labels that are shifted already are left."""
+    if "labels" not in batch or "shift_labels" in batch:
+        return batch
+    labels = batch["labels"].clone()
+    labels[..., 0] = IGNORE_INDEX
+    return {**batch, "labels": labels}
+
+
+def _logits(outputs: Any) -> Tensor:
+    """The logits among a model's outputs, in whatever it returned them."""
+    if isinstance(outputs, Mapping):
+        if "logits" not in outputs:
+            raise ValueError(
+                f"RDropTrainer needs `logits` in the model's output, and got {', '.join(outputs)}. Return "
+                "them from forward; where a fused head never makes them, switch it off."
+            )
+        outputs = outputs["logits"]
+    elif isinstance(outputs, tuple | list):
+        outputs = outputs[0]
+    if not isinstance(outputs, Tensor):
+        raise TypeError(
+            f"RDropTrainer expected the logits as a tensor, and got {type(outputs).__name__}. Return a "
+            "tensor, a tuple or list that starts with it, or a dictionary with the key `logits`."
+        )
+    return outputs

@@ -1,0 +1,128 @@
+"""Every field of a recipe in words: its key, what it accepts, its default and its meaning.
+
+Made from the JSON schema of `rdrop.toolkit.recipe.Recipe`, so that the help, the messages about faults and
+the comments in a written recipe cannot differ from what is checked.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rdrop.toolkit.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class FieldText:
+    """One field of a recipe in words."""
+
+    key: str
+    """Dotted key, for example `training.epochs`; the bare name of a section for the section itself."""
+    expected: str
+    """What the field accepts, as the end of the sentence "expected ..."."""
+    meaning: str
+    """Its description."""
+    default: object = None
+    """Its default, as plain data."""
+    item: str | None = None
+    """For a list: what one entry accepts."""
+    is_text: bool = False
+    """True: free text or one of several words, so a word on the command line needs no quotes."""
+
+    @property
+    def leaf(self) -> str:
+        """The last part of the key."""
+        return self.key.rpartition(".")[2]
+
+
+def recipe_fields() -> dict[str, FieldText]:
+    """All fields by dotted key, in the order in which a recipe is written.
+
+    >>> recipe_fields()["model.dropout"].expected
+    'a number, at least 0, below 1'
+    """
+    return _texts()[0]
+
+
+def recipe_sections() -> dict[str, FieldText]:
+    """The sections by name, in the order in which a recipe is written."""
+    return _texts()[1]
+
+
+def nearest_key(key: str) -> str | None:
+    """The valid key that a mistaken one was most likely meant to be, or None.
+
+    >>> nearest_key("training.alhpa")
+    'rdrop.alpha'
+    """
+    fields, wanted, leaf = [*recipe_fields(), *recipe_sections()], key.lower(), key.lower().rpartition(".")[2]
+    # The same section first: `training.name` is closer to `training` than to `data.name`.
+    by_leaf = sorted(fields, key=lambda other: other.rpartition(".")[0] != key.rpartition(".")[0])
+    same_leaf = [other for other in by_leaf if other.rpartition(".")[2] == leaf]
+    return next(iter(same_leaf), None) or nearest(wanted, fields) or _nearest_leaf(leaf, by_leaf)
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """The closest of the known words, or None if none is close.
+
+    >>> nearest("symetric_kl", ["kl", "symmetric_kl", "js"])
+    'symmetric_kl'
+    """
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), None)
+
+
+def _nearest_leaf(leaf: str, keys: list[str]) -> str | None:
+    close = nearest(leaf, [key.rpartition(".")[2] for key in keys])
+    return next((key for key in keys if key.rpartition(".")[2] == close), None)
+
+
+@cache
+def _texts() -> tuple[dict[str, FieldText], dict[str, FieldText]]:
+    schema = Recipe.model_json_schema()
+    fields: dict[str, FieldText] = {}
+    sections: dict[str, FieldText] = {}
+    for name, part in schema["properties"].items():
+        if "$ref" not in part:
+            fields[name] = _field_text(name, part)
+            continue
+        section = schema["$defs"][part["$ref"].rpartition("/")[2]]
+        inner = section["properties"]
+        names = ", ".join(inner)
+        sections[name] = FieldText(name, f"a section with the keys {names}", section["description"])
+        fields |= {f"{name}.{key}": _field_text(f"{name}.{key}", value) for key, value in inner.items()}
+    return fields, sections
+
+
+def _field_text(key: str, schema: dict[str, Any]) -> FieldText:
+    item = _phrase(schema["items"]) if "items" in schema else None
+    options = schema.get("anyOf", [schema])
+    is_text = any(option.get("type") == "string" for option in options)
+    return FieldText(key, _phrase(schema), schema["description"], schema["default"], item, is_text)
+
+
+def _phrase(schema: dict[str, Any]) -> str:
+    """What a JSON schema accepts, in words."""
+    if "anyOf" in schema:
+        # null goes first: after a list of bounds it would read as one more bound.
+        return " or ".join(
+            _phrase(option) for option in sorted(schema["anyOf"], key=lambda option: option != {"type": "null"})
+        )
+    if "const" in schema:
+        return str(schema["const"])
+    if "enum" in schema:
+        return "one of " + ", ".join(map(str, schema["enum"]))
+    if schema["type"] == "array":
+        entry = _phrase(schema["items"])
+        return f"a list, each entry {entry}"
+    bounds = {
+        "minimum": "at least",
+        "exclusiveMinimum": "above",
+        "maximum": "at most",
+        "exclusiveMaximum": "below",
+    }
+    named = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}[schema["type"]]
+    limits = [f"{word} {schema[bound]}" for bound, word in bounds.items() if bound in schema]
+    return ", ".join([named, *limits])

@@ -1,0 +1,71 @@
+"""A worker process: it loads torch once, and then makes one run after another."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from multiprocessing import parent_process
+from multiprocessing.queues import Queue
+
+from rdrop.errors import RDropWarning
+from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.runs import RunRecord
+
+_progress: Queue[int] | None = None
+
+
+def start(progress: Queue[int]) -> None:
+    """Prepares a fresh process, before torch is imported.
+
+    Args:
+        progress: Takes the nominal steps made.
+    """
+    global _progress
+    _progress = progress
+    progress.cancel_join_thread()  # the last word about progress must not keep a process from ending
+    # One thread in every worker: sums are then the same whatever the number of jobs, and cores are not
+    # shared.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the run without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def run(recipe: Recipe, arm: ArmName, seed: int) -> RunRecord:
+    """Makes one run; its warnings go into its record, and nothing is printed.
+
+    Args:
+        recipe: What to do.
+        arm: The arm.
+        seed: The seed.
+
+    Returns:
+        The run.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("ignore")
+        import torch
+
+        from rdrop.toolkit.train import train_run
+
+        torch.set_num_threads(1)
+        logging.disable(logging.WARNING)
+        warnings.simplefilter("always", RDropWarning)
+        record = train_run(recipe, arm, seed, _tell)
+    told = [str(warning.message) for warning in caught if issubclass(warning.category, RDropWarning)]
+    return record.model_copy(update={"warnings": list(dict.fromkeys(told))})
+
+
+def _tell(steps: int) -> None:
+    if _progress is not None:
+        _progress.put(steps)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, however it went."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)

@@ -1,0 +1,376 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
+
+from rdrop import rdrop_loss, schedule
+from rdrop.integrations.transformers import RDropConfig, RDropTrainer
+
+B, T, C, WORDS = 32, 6, 5, 11
+
+
+class DropoutByRow(nn.Dropout):
+    """Dropout whose mask depends on the row and on the pass alone, so that batches may be split at will."""
+
+    def __init__(self, width: int, passes: int) -> None:
+        super().__init__(0.5)
+        self.passes = passes
+        self.masks = 2 * torch.rand(2, B, T, width, generator=torch.Generator().manual_seed(1)).round()
+        self.calls = 0
+        self.rows = torch.tensor([])
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return x
+        self.calls += 1
+        return x * self.masks[(self.calls - 1) % self.passes, self.rows]
+
+
+class Tagger(nn.Module):
+    """Words to a class for each position, with the plain loss of transformers when labels are given."""
+
+    config = None
+
+    def __init__(self, by_row: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words = nn.Embedding(WORDS, 16)
+        self.dropout = DropoutByRow(16, by_row) if by_row else nn.Dropout(0.5)
+        self.head = nn.Linear(16, C)
+        self.seen: list[tuple[int, bool]] = []
+
+    def forward(self, words: Tensor, row: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        self.seen.append((len(words), self.training))
+        if isinstance(self.dropout, DropoutByRow):
+            self.dropout.rows = row
+        logits = self.head(self.dropout(self.words(words)))
+        if labels is None:
+            return {"logits": logits}
+        return {"loss": cross_entropy(logits.flatten(0, 1), labels.flatten()), "logits": logits}
+
+
+def sentences(rows: int = B) -> list[dict[str, Tensor]]:
+    """Sentences in which between one and all positions count."""
+    generator = torch.Generator().manual_seed(2)
+    words = torch.randint(WORDS, (rows, T), generator=generator)
+    labels = torch.randint(C, (rows, T), generator=generator)
+    for row in range(rows):
+        labels[row, 1 + row * row % T :] = -100
+    return [{"words": words[row], "labels": labels[row], "row": torch.tensor(row)} for row in range(rows)]
+
+
+def arguments(folder: Path, **options: Any) -> TrainingArguments:
+    defaults: dict[str, Any] = {
+        "per_device_train_batch_size": 8,
+        "max_steps": 3,
+        "learning_rate": 1e-2,
+        "lr_scheduler_type": "constant",
+        "max_grad_norm": 0.0,
+        "logging_steps": 1,
+        "report_to": "none",
+        "save_strategy": "no",
+        "use_cpu": True,
+        "dataloader_pin_memory": False,
+        "disable_tqdm": True,
+    }
+    return TrainingArguments(str(folder), **(defaults | options))
+
+
+def trained(
+    folder: Path, model: nn.Module, rdrop: RDropConfig | None, rows: Any = None, **options: Any
+) -> Trainer:
+    data: dict[str, Any] = {"train_dataset": sentences() if rows is None else rows}
+    if rdrop is None:
+        trainer = Trainer(model, arguments(folder, **options), **data)
+    else:
+        trainer = RDropTrainer(model, arguments(folder, **options), rdrop=rdrop, **data)
+    trainer.train()
+    return trainer
+
+
+def logged(trainer: Trainer, name: str) -> list[float]:
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path: Path, passes: int) -> None:
+    config = RDropConfig(alpha=2.0, passes=passes, strategy="sequential")
+    whole, split = Tagger(by_row=passes), Tagger(by_row=passes)
+    one = trained(tmp_path, whole, config, per_device_train_batch_size=B)
+    four = trained(tmp_path, split, config, per_device_train_batch_size=B // 4, gradient_accumulation_steps=4)
+    assert split.seen == 4 * passes * 3 * [(B // 4, True)]
+    for name, weight in whole.state_dict().items():
+        torch.testing.assert_close(split.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    for part in ("loss", "task_loss", "divergence", "alpha"):
+        assert logged(four, part) == pytest.approx(logged(one, part), rel=1e-5)
+    if passes == 2:
+        assert min(logged(one, "divergence")) > 0.01
+
+
+def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    order: list[list[int]] = []
+
+    def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        order.append([int(row["row"]) for row in rows])
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    model, twin = Tagger(by_row=2), Tagger(by_row=2)
+    config = RDropConfig(alpha=2.0, strategy="sequential")
+    RDropTrainer(
+        model, arguments(tmp_path), rdrop=config, train_dataset=sentences(), data_collator=collate
+    ).train()
+
+    rows = sentences()
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.0)
+    for batch in order[:3]:
+        words, labels = (torch.stack([rows[row][name] for row in batch]) for name in ("words", "labels"))
+        logits = torch.stack([twin(words, torch.tensor(batch))["logits"] for _ in range(2)])
+        rdrop_loss(logits, labels, alpha=2.0).loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_one_pass_is_plain_training(tmp_path: Path) -> None:
+    plain, single, double = Tagger(), Tagger(), Tagger()
+    trained(tmp_path, plain, None)
+    trained(tmp_path, single, RDropConfig(passes=1))
+    trained(tmp_path, double, RDropConfig(passes=2))
+    for name, weight in plain.state_dict().items():
+        torch.testing.assert_close(single.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(double.head.weight, plain.head.weight, atol=1e-4)
+
+
+def test_evaluation_makes_one_pass_and_has_the_plain_loss(tmp_path: Path) -> None:
+    model = Tagger()
+    trainer = trained(tmp_path, model, RDropConfig(alpha=5.0))
+    model.seen.clear()
+    rows: Any = sentences()
+    loss = trainer.evaluate(rows)["eval_loss"]
+    assert model.seen == 4 * [(8, False)]
+    prediction = trainer.predict(rows)
+    assert np.shape(prediction.predictions) == (B, T, C)
+    model.eval()
+    batches = [
+        {name: torch.stack([row[name] for row in rows[first : first + 8]]) for name in rows[0]}
+        for first in range(0, B, 8)
+    ]
+    expected = torch.stack([model(**batch)["loss"] for batch in batches]).mean()
+    assert loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_parts_are_logged_as_means_over_the_interval(tmp_path: Path) -> None:
+    config = RDropConfig(alpha=schedule.linear_warmup(1.0, steps=4), strategy="sequential")
+    options = {"max_steps": 6, "gradient_accumulation_steps": 2, "per_device_train_batch_size": 4}
+    every = trained(tmp_path, Tagger(by_row=2), config, **options)
+    third = trained(tmp_path, Tagger(by_row=2), config, logging_steps=3, **options)
+    assert logged(every, "alpha") == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+    for loss, task_loss, divergence, alpha in zip(
+        *(logged(every, part) for part in ("loss", "task_loss", "divergence", "alpha")), strict=True
+    ):
+        assert divergence > 0
+        assert loss == pytest.approx(task_loss + alpha * divergence, rel=1e-5)
+    for part in ("task_loss", "divergence", "alpha"):
+        values = logged(every, part)
+        means = [sum(values[:3]) / 3, sum(values[3:]) / 3]
+        assert logged(third, part) == pytest.approx(means, rel=1e-5)
+
+
+def test_alpha_follows_the_learning_rate(tmp_path: Path) -> None:
+    config = RDropConfig(alpha=3.0, alpha_follows_learning_rate=True)
+    trainer = trained(tmp_path, Tagger(), config, max_steps=5, warmup_steps=2, lr_scheduler_type="linear")
+    rates = logged(trainer, "learning_rate")
+    assert max(rates) == pytest.approx(1e-2)
+    assert logged(trainer, "alpha") == pytest.approx([3.0 * rate / 1e-2 for rate in rates])
+
+
+def test_label_smoothing_is_that_of_the_objective(tmp_path: Path) -> None:
+    model = Tagger()
+    model.dropout.p = 0.0
+    batch = {name: torch.stack([row[name] for row in sentences()]) for name in sentences()[0]}
+    logits = model(batch["words"], batch["row"])["logits"].flatten(0, 1)
+    expected = cross_entropy(logits, batch["labels"].flatten(), label_smoothing=0.3)
+    options = {"max_steps": 1, "per_device_train_batch_size": B, "label_smoothing_factor": 0.3}
+    trainer = trained(tmp_path, model, RDropConfig(passes=1), **options)
+    assert logged(trainer, "task_loss") == pytest.approx([expected.item()], rel=1e-5)
+
+
+def test_class_probabilities_are_counted_by_row(tmp_path: Path) -> None:
+    class Soft(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(4, C)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
+            logits: Tensor = self.head(x)
+            return logits
+
+    generator = torch.Generator().manual_seed(3)
+    rows = [
+        {"x": torch.randn(4, generator=generator), "labels": torch.rand(C, generator=generator).softmax(0)}
+        for _ in range(8)
+    ]
+    model = Soft()
+    expected = cross_entropy(
+        model(torch.stack([row["x"] for row in rows])), torch.stack([row["labels"] for row in rows])
+    )
+    options = {"max_steps": 1, "per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    trainer = trained(tmp_path, model, RDropConfig(passes=1), rows, **options)
+    assert logged(trainer, "loss") == pytest.approx([expected.item()], rel=1e-5)
+
+
+def bert() -> BertConfig:
+    config = BertConfig(
+        vocab_size=WORDS,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    config.num_labels = C
+    return config
+
+
+def gpt2() -> GPT2LMHeadModel:
+    return GPT2LMHeadModel(
+        GPT2Config(vocab_size=WORDS, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0)
+    )
+
+
+def t5() -> T5ForConditionalGeneration:
+    config = T5Config(
+        vocab_size=WORDS, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0
+    )
+    config.decoder_start_token_id = config.pad_token_id = 0
+    return T5ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("build", "labels_shape"),
+    [
+        (lambda: BertForSequenceClassification(bert()), ()),
+        (lambda: BertForTokenClassification(bert()), (T,)),
+        (gpt2, (T,)),
+        (t5, (4,)),
+    ],
+    ids=["sequence-classification", "token-classification", "causal-lm", "seq2seq"],
+)
+def test_the_task_loss_is_that_of_the_model(
+    tmp_path: Path, build: Callable[[], PreTrainedModel], labels_shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    model = build().train()
+    words = torch.randint(1, WORDS, (B, T))
+    labels = torch.randint(1, C, (B, *labels_shape))
+    if labels_shape:
+        labels[::2, -2:] = -100
+    batch = {"input_ids": words, "labels": labels}
+    kept = {name: tensor.clone() for name, tensor in batch.items()}
+    trainer = RDropTrainer(model, arguments(tmp_path), rdrop=RDropConfig(passes=1))
+    own = model(**batch).loss
+    torch.testing.assert_close(trainer.compute_loss(model, batch), own)
+    assert batch.keys() == kept.keys()
+    assert all(torch.equal(batch[name], kept[name]) for name in kept)
+
+    rows: Any = [{"input_ids": words[row], "labels": labels[row]} for row in range(B)]
+    untouched = Trainer(model, arguments(tmp_path)).evaluate(rows)["eval_loss"]
+    assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(untouched)
+    options = {"max_steps": 1, "gradient_accumulation_steps": 4}
+    accumulated = trained(tmp_path, model, RDropConfig(passes=1), rows, **options)
+    assert logged(accumulated, "loss") == pytest.approx([own.item()], rel=1e-5)
+
+
+def test_labels_that_are_shifted_already_are_taken_as_they_are(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = gpt2().train()
+    words, shifted = torch.randint(WORDS, (2, B, T))
+    trainer = RDropTrainer(model, arguments(tmp_path), rdrop=RDropConfig(passes=1))
+    loss = trainer.compute_loss(model, {"input_ids": words, "labels": words, "shift_labels": shifted})
+    logits = model(input_ids=words).logits
+    torch.testing.assert_close(loss, cross_entropy(logits.flatten(0, 1), shifted.flatten()))
+
+
+def test_another_trainer_can_be_inherited_beside_it(tmp_path: Path) -> None:
+    calls = []
+
+    class Other(Trainer):
+        def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+            calls.append(dict(logs))
+            super().log(logs, start_time)
+
+    class Both(RDropTrainer, Other):
+        pass
+
+    Both(Tagger(), arguments(tmp_path), rdrop=RDropConfig(), train_dataset=sentences()).train()
+    assert calls[0].keys() >= {"loss", "task_loss", "divergence", "alpha"}
+
+
+def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:
+    model = Tagger().train()
+    trainer = RDropTrainer(model, arguments(tmp_path), rdrop=RDropConfig())
+    batch = {"words": torch.zeros(2, T, dtype=torch.long), "row": torch.arange(2)}
+    with pytest.raises(ValueError, match="without labels, only words, row"):
+        trainer.compute_loss(model, batch)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "message"),
+    [(lambda x: {"scores": x}, "got scores"), (lambda x: {"logits": [x]}, "got list")],
+)
+def test_an_output_without_logits_is_refused(
+    tmp_path: Path, outputs: Callable[[Tensor], object], message: str
+) -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1))
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> object:
+            return outputs(x)
+
+    model = Odd().train()
+    trainer = RDropTrainer(model, arguments(tmp_path), rdrop=RDropConfig(passes=1))
+    with pytest.raises((ValueError, TypeError), match=message):
+        trainer.compute_loss(model, {"x": torch.ones(2, 3), "labels": torch.zeros(2, dtype=torch.long)})
+
+
+def test_a_loss_function_beside_the_objective_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compute_loss_func"):
+        RDropTrainer(
+            Tagger(), arguments(tmp_path), rdrop=RDropConfig(), compute_loss_func=lambda *_, **__: None
+        )
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
+    options = arguments(tmp_path)
+    options._n_gpu = 2
+    with pytest.raises(ValueError, match="2 GPUs in one process"):
+        RDropTrainer(Tagger(), options, rdrop=RDropConfig())
+
+
+def test_a_schedule_does_not_follow_the_learning_rate_as_well() -> None:
+    with pytest.raises(ValueError, match="expected a number for alpha"):
+        RDropConfig(alpha=schedule.constant(1.0), alpha_follows_learning_rate=True)

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from rdrop.report.page import write_report
+from rdrop.toolkit.summary import Summary
+
+CHROMIUM = Path(os.environ.get("RDROP_CHROMIUM", "/usr/bin/chromium"))
+ARGUMENTS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(
+        not CHROMIUM.exists(),
+        reason=f"no Chromium at {CHROMIUM}; install it or set RDROP_CHROMIUM to its path",
+    ),
+]
+
+Mode = Literal["light", "dark"]
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    # For this module alone: while it is open, Playwright's loop would disturb asyncio in other tests.
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def files(make_summary: Callable[..., Summary], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The reports that the tests open."""
+    long_name = "an-arm-with-a-very-long-name" * 2
+    summaries = {
+        "full": make_summary(),
+        "one seed, failed arm": make_summary(seeds=[0], failed=[("rdrop", 0)]),
+        "many arms": make_summary(
+            seeds=[0, 1, 2],
+            arms=["plain", "twice", "rdrop", "longer", long_name, *"abcd"],
+            failed=[("twice", 1)],
+        ),
+    }
+    paths = {name: tmp_path_factory.mktemp("report") / "report.html" for name in summaries}
+    for name, summary in summaries.items():
+        write_report(summary, paths[name])
+    return paths
+
+
+@pytest.fixture
+def report(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
+    """Opens a report; afterwards, nothing may have been logged or asked from anywhere but its file."""
+    contexts = []
+    complaints: list[str] = []
+    requests: list[str] = []
+    opened: set[str] = set()
+
+    def open_report(variant: str = "full", width: int = 1280, mode: Mode = "light") -> Page:
+        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("request", lambda request: requests.append(request.url))
+        opened.add(files[variant].as_uri())
+        page.goto(files[variant].as_uri())
+        return page
+
+    yield open_report
+    for context in contexts:
+        context.close()
+    assert complaints == []
+    assert set(requests) == opened
+
+
+@pytest.mark.parametrize("variant", ["full", "one seed, failed arm", "many arms"])
+def test_no_page_is_wider_than_a_small_phone(report: Open, variant: str) -> None:
+    page = report(variant, width=360)
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    hidden = page.evaluate(
+        """() => [...document.querySelectorAll('body *')].filter(e =>
+            !e.closest('.scroll, pre, svg, .skip, .hidden') && e.getBoundingClientRect().right > 360.5
+        ).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert hidden == []
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_text_of_charts_is_readable_and_inside(report: Open, width: int) -> None:
+    page = report(width=width)
+    texts = page.evaluate(
+        """() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {
+            const box = svg.getBoundingClientRect(), scale = box.width / svg.viewBox.baseVal.width;
+            return [...svg.querySelectorAll('text')].map(text => {
+                const inner = text.getBoundingClientRect();
+                return {size: parseFloat(getComputedStyle(text).fontSize) * scale, text: text.textContent,
+                        inside: inner.left >= box.left - 1 && inner.right <= box.right + 1
+                             && inner.top >= box.top - 1 && inner.bottom <= box.bottom + 1};
+            });
+        })"""
+    )
+    assert len(texts) > 50
+    assert [each for each in texts if each["size"] < 9.5 or not each["inside"]] == []
+
+
+def test_labels_of_charts_do_not_overlap(report: Open) -> None:
+    page = report()
+    overlaps = page.evaluate(
+        """() => [...document.querySelectorAll('svg.chart')].flatMap(svg => {
+            const texts = [...svg.querySelectorAll('text')];
+            const boxes = texts.map(text => [text.textContent, text.getBoundingClientRect()]);
+            return boxes.flatMap(([a, p], i) => boxes.slice(i + 1).filter(([b, q]) =>
+                p.left < q.right - 1 && q.left < p.right - 1 && p.top < q.bottom - 2 && q.top < p.bottom - 2
+            ).map(([b]) => [svg.querySelector('title').textContent, a, b]));
+        })"""
+    )
+    assert overlaps == []
+
+
+@pytest.mark.parametrize(("variant", "mode"), [("full", "light"), ("full", "dark"), ("one seed, failed arm", "light")])
+def test_axe_finds_nothing(report: Open, variant: str, mode: Mode) -> None:
+    page = report(variant, width=390, mode=mode)
+    page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+
+
+def test_dark_mode_has_colours_of_its_own_and_both_have_contrast(
+    report: Open, contrast: Callable[[Sequence[float], Sequence[float]], float]
+) -> None:
+    colours = []
+    for mode in ("light", "dark"):
+        page = report(mode=mode)
+        style = "getComputedStyle(document.body)"
+        line = "getComputedStyle(document.querySelector('path[style*=\"stroke: var(--arm-2)\"]')).stroke"
+        computed = page.evaluate(f"[{style}.backgroundColor, {style}.color, {line}]")
+        ground, ink, stroke = ([int(part) for part in re.findall(r"\d+", colour)] for colour in computed)
+        assert contrast(ground, ink) >= 7, mode
+        assert contrast(ground, stroke) >= 3, mode
+        colours += computed
+    assert len(set(colours)) == 6
+
+
+def test_a_screen_reader_meets_names(report: Open, summary: Summary) -> None:
+    page = report()
+    assert page.get_by_role("heading", level=1).inner_text() == summary.title
+    named = re.compile(r"\w")
+    assert page.locator("figure").count() == page.get_by_role("figure", name=named).count() == 8
+    assert page.locator("svg.chart").count() == page.get_by_role("img", name=named).count() == 7 + 4
+    assert page.get_by_role("img", name="Reliability of rdrop").count() == 1
+    assert page.get_by_role("region", name="Results of each arm").get_by_role("row").count() == 2 + 4
+
+
+def test_the_keyboard_reaches_the_results_and_scrolls_the_table(report: Open) -> None:
+    page = report(width=360)
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    region = page.get_by_role("region", name="Results of each arm")
+    region.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function("document.querySelector('.scroll').scrollLeft > 0")
+    header = region.get_by_role("rowheader").first.bounding_box()
+    assert header is not None
+    assert header["x"] >= 0
+
+
+def test_print_shows_the_charts(report: Open) -> None:
+    page = report()
+    page.emulate_media(media="print")
+    assert not page.locator("nav").is_visible()
+    assert page.locator("svg.chart").first.is_visible()
