@@ -37,8 +37,8 @@ from rdrop import NoEffectWarning, NotBatched, explain_passes, forward_passes, s
 from rdrop.passes import Strategy
 
 STRATEGIES: tuple[Strategy, ...] = ("concat", "sequential", "shared")
-SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-SEQ2SEQ = {
+SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+SEQ2SEQ: dict[str, Any] = {
     "d_model": 16,
     "encoder_layers": 1,
     "decoder_layers": 1,
@@ -94,11 +94,11 @@ def marian() -> Case:
 
 
 def vit() -> Case:
-    config = ViTConfig(**SMALL, image_size=8, patch_size=4, hidden_dropout_prob=0.1, num_labels=3)
+    config = ViTConfig(**SMALL, image_size=8, patch_size=4, hidden_dropout_prob=0.1)
     return ViTForImageClassification(config), (torch.randn(3, 3, 8, 8),), {}
 
 
-def resnet(**rates: float) -> Case:
+def resnet(**rates: Any) -> Case:
     rates = rates or {"drop_rate": 0.3}
     model = timm.create_model("resnet10t", num_classes=3, zero_init_last=False, **rates)
     return model, (torch.randn(3, 3, 32, 32),), {}
@@ -146,7 +146,7 @@ def test_without_randomness_all_strategies_are_the_plain_forward(case: Callable[
     args = tuple(double(a) for a in args)
     plain = logits(model(*args, **kwargs))
     weight = torch.randn(2, *plain.shape, dtype=torch.float64)
-    (torch.stack([plain, plain]) * weight).sum().backward()
+    torch.autograd.backward((torch.stack([plain, plain]) * weight).sum())
     expected = {name: p.grad for name, p in model.named_parameters()}
     for index, strategy in enumerate(STRATEGIES):
         model.zero_grad()
@@ -156,7 +156,7 @@ def test_without_randomness_all_strategies_are_the_plain_forward(case: Callable[
         else:
             out = logits(forward_passes(model, *args, strategy=strategy, **kwargs))
         torch.testing.assert_close(out, torch.stack([plain, plain]), rtol=1e-10, atol=1e-12)
-        (out * weight).sum().backward()
+        torch.autograd.backward((out * weight).sum())
         for name, p in model.named_parameters():
             torch.testing.assert_close(p.grad, expected[name], rtol=1e-9, atol=1e-11, msg=f"{strategy}: {name}")
 
@@ -237,6 +237,7 @@ def test_deciding_leaves_generators_buffers_and_gradients_alone(case: Callable[[
 
 
 def test_auto_shares_what_lies_below_a_dropout_in_the_head() -> None:
+    model: Any
     model, args, _ = resnet()
     plan = explain_passes(model, *args, passes=4)
     assert (plan.strategy, plan.passes) == ("shared", 4)
@@ -491,12 +492,12 @@ def test_packed_and_nested_inputs_need_one_forward_for_each_pass() -> None:
 
     torch.manual_seed(0)
     x = pack_padded_sequence(torch.randn(3, 5, 4), torch.tensor([5, 3, 2]), batch_first=True)
-    with pytest.raises(TypeError, match='PackedSequence, which cannot be repeated; use strategy="sequential"'):
+    with pytest.raises(TypeError, match=r'PackedSequence, which cannot be repeated; use strategy="sequential"'):
         forward_passes(Packed(True), x)
     out = forward_passes(Packed(True), x, strategy="sequential")
     assert out.shape == (2, 3, 5, 4)
     assert not torch.equal(out[0], out[1])
-    with pytest.raises(ValueError, match="but PackedSequence; .*unpack"):
+    with pytest.raises(ValueError, match=r"but PackedSequence; .*unpack"):
         forward_passes(Packed(False), x, strategy="sequential")
     nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)], layout=torch.jagged)
     with pytest.raises(TypeError, match="nested tensor"):
@@ -579,7 +580,7 @@ def test_rates_for_each_pass_are_used_in_order_and_restored() -> None:
     with pytest.raises(ValueError, match=r"2 rates \(0.2, 0.7\), but there are 3 passes"):
         forward_passes(model, x, passes=3)
     for strategy in ("concat", "shared"):
-        with pytest.raises(RuntimeError, match='rate of its own.* Use "sequential"'):
+        with pytest.raises(RuntimeError, match=r'rate of its own.* Use "sequential"'):
             forward_passes(model, x, strategy=strategy)
 
 
@@ -649,7 +650,7 @@ def test_mistakes_are_named() -> None:
     x = torch.randn(3, 6)
     with pytest.raises(ValueError, match="strategy is 'vmap'; expected one of auto, concat"):
         forward_passes(mlp(), x, strategy="vmap")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="model is function; expected a torch.nn.Module"):
+    with pytest.raises(TypeError, match=r"model is function; expected a torch.nn.Module"):
         forward_passes(lambda y: y, x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no tensor with a batch axis"):
         forward_passes(mlp(), 3)
@@ -705,17 +706,17 @@ def test_trap_10_distributed_models_make_one_forward() -> None:
         torch.testing.assert_close(wrapped.grad, p.grad)
     torch.testing.assert_close(statistics(model.module), statistics(plain))
     for strategy in ("sequential", "shared"):
-        with pytest.raises(RuntimeError, match='DistributedDataParallel expects one.* Use "concat"'):
+        with pytest.raises(RuntimeError, match=r'DistributedDataParallel expects one.* Use "concat"'):
             forward_passes(model, x, strategy=strategy)
     set_dropout(model, (0.1, 0.2))
-    with pytest.raises(RuntimeError, match="cannot be run: each pass has .*, but DistributedDataParallel"):
+    with pytest.raises(RuntimeError, match=r"cannot be run: each pass has .*, but DistributedDataParallel"):
         forward_passes(model, x)
 
 
 def test_compiled_models_repeat_the_batch_without_a_trial() -> None:
     torch.manual_seed(0)
     plain, x = mlp(), torch.randn(3, 6)
-    model = torch.compile(plain, backend="aot_eager")
+    model: Any = torch.compile(plain, backend="aot_eager")
     assert explain_passes(model, x).strategy == "concat"
     assert "compiled" in explain_passes(model, x).refusals["shared"]
     out = forward_passes(model, x)

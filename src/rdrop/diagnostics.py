@@ -52,29 +52,26 @@ def consistency_gap(
 ) -> ConsistencyGap:
     """Measure how far dropout-off predictions are from the average of dropout-on predictions.
 
-    With p_0 the probabilities with dropout off and p_1..p_S those of S random masks, the gap is the mean over
-    positions of
+    With p_0 the probabilities with dropout off and p_1..p_S those of S random masks, the gap is the mean over positions
+    of
 
         KL( 1/S sum_s p_s || p_0 ).
 
-    The theory section of the paper bounds the gap between the full model and its
-    sub-models by how much the sub-models differ, which is what R-Drop trains: the gap should be smaller after
-    it. Monte Carlo error makes the gap of few samples larger than that of many, so compare equal numbers of
-    samples.
+    The theory section of the paper bounds the gap between the full model and its sub-models by how much the sub-models
+    differ, which is what R-Drop trains: the gap should be smaller after it. Monte Carlo error makes the gap of few
+    samples larger than that of many, so compare equal numbers of samples.
 
-    No gradients are recorded; training flags and running statistics stay as they were, and normalisation
-    layers use their running statistics throughout. The masks advance torch's global generator, so a seed
-    repeats the result.
+    No gradients are recorded; training flags and running statistics stay as they were, and normalisation layers use
+    their running statistics throughout. The masks advance torch's global generator, so a seed repeats the result.
 
     Args:
         model: A classifier of one or of many positions, in any mode.
-        batches: Pairs (inputs, labels) or mappings with an optional key `labels`. Inputs: a tensor, a tuple
-            or list of positional arguments, or a mapping of keyword arguments. Labels (B, ...) of class ids;
-            -100 does not count; or None, then every position counts. `labels` of a mapping reaches the model
-            too if it has such an argument.
+        batches: Pairs (inputs, labels) or mappings with an optional key `labels`. Inputs: a tensor, a tuple or list of
+            positional arguments, or a mapping of keyword arguments. Labels (B, ...) of class ids; -100 does not count;
+            or None, then every position counts. `labels` of a mapping reaches the model too if it has such an argument.
         samples: S >= 1, masks that are averaged.
-        logits: Picks the logits (B, ..., C) from the model's output. None: the output, its attribute or key
-            `logits`, or its first item.
+        logits: Picks the logits (B, ..., C) from the model's output. None: the output, its attribute or key `logits`,
+            or its first item.
 
     Returns:
         The gap, over all positions of all batches that count.

@@ -7,12 +7,11 @@ Shapes: M passes, B rows of the batch (the first axis of its tensors).
 - `shared`: one `torch.func.vmap` over the passes, so what lies below the first random layer runs once.
 - `auto`: the cheapest of them that is correct for this model (see `explain_passes`).
 
-Random numbers: masks come from torch's global generator of the device that draws them, and from no other.
-`sequential` draws what M calls in a row would draw, bit for bit, and a single pass what one call would.
-`concat` draws each mask once for M * B rows, `shared` once for all passes. The same seed gives the same masks
-within a strategy; masks differ between passes and between strategies. What `auto` decides does not depend on
-random numbers or time, and its trial runs leave generators and buffers as they were (but they do call the
-model's forward hooks).
+Random numbers: masks come from torch's global generator of the device that draws them, and from no other. `sequential`
+draws what M calls in a row would draw, bit for bit, and a single pass what one call would. `concat` draws each mask
+once for M * B rows, `shared` once for all passes. The same seed gives the same masks within a strategy; masks differ
+between passes and between strategies. What `auto` decides does not depend on random numbers or time, and its trial runs
+leave generators and buffers as they were (but they do call the model's forward hooks).
 
 BatchNorm: tracked statistics move once, as one plain forward of the batch moves them. `concat` pools the rows
 of all passes, with the unbiased factor of one batch (a compiled model keeps the pooled one). Under activation
@@ -268,7 +267,8 @@ def _statistics_of_one_batch(layers: Sequence[_NormBase], passes: int) -> Iterat
             total *= torch.distributed.get_world_size(layer.process_group)
         one = total // passes
         if one > 1:
-            momentum = 1 / layer.num_batches_tracked if layer.momentum is None else layer.momentum
+            seen = layer.num_batches_tracked.to(layer.running_var.dtype)
+            momentum = 1 / seen if layer.momentum is None else layer.momentum
             added = layer.running_var.data - (1 - momentum) * old[layer]
             layer.running_var.data.add_(added, alpha=(total - 1) / total * one / (one - 1) - 1)
 
@@ -384,10 +384,9 @@ def _check_passes(passes: int) -> None:
 def explain_passes(model: nn.Module, *args: Any, passes: int = 2, **kwargs: Any) -> PassPlan:
     """How `forward_passes` with strategy `auto` runs this model on such a batch, at what cost, and why.
 
-    The cost is what torch's FlopCounterMode counts in a forward: matrix products, convolutions and attention.
-    (A backward takes twice as much of the same, so the ratio holds for a training step.) Nothing is timed:
-    the decision is the same on every run. It is made once for a model, its mode, M, and the set of layers
-    that draw.
+    The cost is what torch's FlopCounterMode counts in a forward: matrix products, convolutions and attention. (A
+    backward takes twice as much of the same, so the ratio holds for a training step.) Nothing is timed: the decision is
+    the same on every run. It is made once for a model, its mode, M, and the set of layers that draw.
 
     Args:
         model: The model.
@@ -426,34 +425,29 @@ def forward_passes(
 ) -> Any:
     """Run a model M times on one batch, with different masks, and put a pass axis before the batch axis.
 
-    The docstring of this module says what the strategies do, which random numbers are drawn, and what
-    BatchNorm does.
+    The docstring of this module says what the strategies do, which random numbers are drawn, and what BatchNorm does.
 
     Args:
-        model: A module; or a list or tuple of M different ones, each of which makes one pass (mutual
-        learning).
-        *args: Inputs of the model, also nested; they are never changed. B is the first axis of the first
-            tensor that has one; every tensor with B rows belongs to the batch, unless it is wrapped in
-            `NotBatched`.
+        model: A module; or a list or tuple of M different ones, each of which makes one pass (mutual learning).
+        *args: Inputs of the model, also nested; they are never changed. B is the first axis of the first tensor that
+            has one; every tensor with B rows belongs to the batch, unless it is wrapped in `NotBatched`.
         passes: M >= 1.
         strategy: `auto`, `concat`, `sequential` or `shared`.
         **kwargs: Inputs of the model.
 
     Returns:
-        What the model returns (tensor, tuple, list, dict, dataclass), with (M, B, ...) for every tensor (B,
-        ...). A scalar, such as a loss, is the mean over the passes; under `concat`, what the model makes of M
-        * B rows. All else is that of the first pass, or of the one forward; under `shared`, objects that are
-        neither tensors nor plain values (a key-value cache) are None.
+        What the model returns (tensor, tuple, list, dict, dataclass), with (M, B, ...) for every tensor (B, ...). A
+        scalar, such as a loss, is the mean over the passes; under `concat`, what the model makes of M * B rows. All
+        else is that of the first pass, or of the one forward; under `shared`, objects that are neither tensors nor
+        plain values (a key-value cache) are None.
 
     Raises:
-        ValueError: Inputs or output have no batch axis, outputs do not match, or M contradicts the number of
-        models.
+        ValueError: Inputs or output have no batch axis, outputs do not match, or M contradicts the number of models.
         TypeError: `model` is no module, or the batch holds a PackedSequence or a nested tensor.
         RuntimeError: The strategy cannot be used for this model; the message says why.
 
     Warns:
-        NoEffectWarning: The passes cannot differ, or do not in the first training step; once per model and
-        cause.
+        NoEffectWarning: The passes cannot differ, or do not in the first training step; once per model and cause.
 
     Example:
         >>> import torch, rdrop

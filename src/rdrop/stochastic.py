@@ -1,10 +1,9 @@
 """Find, set and switch the randomness of a model.
 
-Randomness hides in layers of torch's dropout family and their look-alikes (stochastic depth of timm,
-torchvision and transformers), in numbers that a module hands to a function (`nn.MultiheadAttention`, the
-attention of most transformers models, `nn.LSTM`) or reads from its `config` in every call, in LayerDrop and
-in `nn.RReLU`. A number counts only if code that the module's `forward` can reach reads it; one that is merely
-stored is passed over.
+Randomness hides in layers of torch's dropout family and their look-alikes (stochastic depth of timm, torchvision and
+transformers), in numbers that a module hands to a function (`nn.MultiheadAttention`, the attention of most transformers
+models, `nn.LSTM`) or reads from its `config` in every call, in LayerDrop and in `nn.RReLU`. A number counts only if
+code that the module's `forward` can reach reads it; one that is merely stored is passed over.
 
 Not seen: a rate written into the call (`F.dropout(x, 0.1, self.training)`), masks that a model draws itself
 (SpecAugment, Gumbel noise), a number that only another module reads, TorchScript.
@@ -42,9 +41,9 @@ class StochasticLayer:
 
     Attributes:
         name: Dotted path of the layer, or of the module and the attribute that holds the rate.
-        kind: `dropout`, `functional dropout` (a number handed to a function), `config` (a number read from
-            the model's config in every call), `recurrent dropout`, `stochastic depth` (for each example),
-            `layer drop` (a layer is left out for the whole batch) or `random activation`.
+        kind: `dropout`, `functional dropout` (a number handed to a function), `config` (a number read from the model's
+            config in every call), `recurrent dropout`, `stochastic depth` (for each example), `layer drop` (a layer is
+            left out for the whole batch) or `random activation`.
         rate: Probability of dropping, 0..1; of a random activation, the width of its interval of slopes.
         active: Whether it draws now: its module is in training mode and its rate above 0.
         rates: One rate for each pass if `set_dropout` was given a sequence, else None.
@@ -191,8 +190,7 @@ def stochastic_layers(model: nn.Module) -> list[StochasticLayer]:
         model: Any module; wrappers such as DistributedDataParallel show in the names.
 
     Returns:
-        One entry for each layer or rate, in the order of `model.named_modules()`; a shared one is listed
-        once.
+        One entry for each layer or rate, in the order of `model.named_modules()`; a shared one is listed once.
 
     Example:
         >>> import rdrop
@@ -208,15 +206,15 @@ def stochastic_layers(model: nn.Module) -> list[StochasticLayer]:
 def set_dropout(model: nn.Module, rate: float | Sequence[float], *, only: Collection[str] | None = None) -> list[str]:
     """Set dropout rates, the same for all passes or one for each.
 
-    With a sequence, pass i of `forward_passes` uses `rate[i]` (the paper's ablation of two rates, in
-    0.3..0.5), and the passes run one after the other. The sequence is kept on each module as
-    `rates_per_pass`; outside of `forward_passes` the first rate holds. A single number clears it.
+    With a sequence, pass i of `forward_passes` uses `rate[i]` (the paper's ablation of two rates, in 0.3..0.5), and the
+    passes run one after the other. The sequence is kept on each module as `rates_per_pass`; outside of `forward_passes`
+    the first rate holds. A single number clears it.
 
     Args:
         model: Any module.
         rate: Probability of dropping, 0 <= rate < 1, or one for each pass.
-        only: Names as in `stochastic_layers`. None: every dropout rate, but not those of stochastic depth and
-            layer drop, which usually grow with depth; they are set when they are named.
+        only: Names as in `stochastic_layers`. None: every dropout rate, but not those of stochastic depth and layer
+            drop, which usually grow with depth; they are set when they are named.
 
     Returns:
         The names of what was set.
@@ -314,10 +312,9 @@ def randomness_off(model: nn.Module) -> AbstractContextManager[None]:
 def randomness_on(model: nn.Module) -> AbstractContextManager[None]:
     """Evaluation mode in which the stochastic layers draw (Monte Carlo dropout).
 
-    Only a module's own flag is switched on, so normalisation layers keep their running statistics, also
-    beneath a module that holds a rate. A module that asks its own flag before it uses the rate of a dropout
-    layer within it (`self.drop.p if self.training`) is switched on too. Every flag returns afterwards, also
-    after an error.
+    Only a module's own flag is switched on, so normalisation layers keep their running statistics, also beneath a
+    module that holds a rate. A module that asks its own flag before it uses the rate of a dropout layer within it
+    (`self.drop.p if self.training`) is switched on too. Every flag returns afterwards, also after an error.
 
     Args:
         model: Any module.

@@ -130,6 +130,17 @@ def test_values_that_are_not_finite_are_left_out(summary: Summary) -> None:
     assert chart is not None
     assert "nan" not in chart.panels[0].lower()
     assert "inf" not in re.sub(r"<desc.*?</desc>", "", chart.panels[0])
+    assert all(re.match(r"[0-9]", cell) for cell in chart.table.rows[0])
+
+
+def test_means_are_over_the_steps_that_every_seed_has(summary: Summary) -> None:
+    runs = [
+        run.model_copy(update={"curves": {"eval_nll": Curve(steps=[50, 100 + run.seed], values=[1.0, 0.5])}})
+        for run in summary.runs
+    ]
+    chart = learning_chart(summary.model_copy(update={"runs": runs}), summary.metrics[1])
+    assert chart is not None
+    assert [row[0] for row in chart.table.rows] == ["50"]
 
 
 def test_differences_count_the_seeds_that_were_better(summary: Summary) -> None:

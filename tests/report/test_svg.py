@@ -19,6 +19,7 @@ def picture(key: str, name: str = "plain", colour: str = INK) -> str:
 
 def test_equal_figures_give_equal_text() -> None:
     assert picture("a") == picture("a")
+    assert "metadata" not in picture("a")
 
 
 def test_ids_of_two_pictures_never_meet_and_references_resolve() -> None:

@@ -122,6 +122,7 @@ data: 7
         ("training: {epochs: !!int x}", "my.yaml:1:20: training.epochs: the text 'x' cannot be read as int"),
         ("[1]: 2", "my.yaml:1:1: got a list or mapping as a key, expected a word such as training"),
         ("- 1\n- 2", "my.yaml:1:1: got the list [1, 2] as the whole recipe, expected the keys data, model"),
+        ("\N{ZERO WIDTH NO-BREAK SPACE}titel: a", "my.yaml:1:1: titel is not a key of a recipe; did you mean title?"),
         ("just text", "my.yaml:1:1: got the text 'just text' as the whole recipe"),
         ("title: a\n\x00", "my.yaml:2: the character '\\x00' is not allowed in YAML"),
         ("[" * 3000, "my.yaml: lists or mappings are nested too deeply"),
@@ -247,6 +248,8 @@ def test_an_unknown_key_is_answered_with_the_same_leaf_elsewhere_first() -> None
     assert nearest_key("training.alpha") == "rdrop.alpha"
     assert nearest_key("model.nmae") == "model.name"
     assert nearest_key("Epochs") == "training.epochs"
+    assert nearest_key("training.alhpa") == "rdrop.alpha"
+    assert nearest_key("data.nmae") == "data.name"
     assert nearest_key("traning") == "training"
     assert nearest_key("qqqq") is None
 

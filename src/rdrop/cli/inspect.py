@@ -83,6 +83,8 @@ def _shown(found: Inspection) -> RenderableType:
 
     parts: list[RenderableType] = [Text(f"{found.model}, {found.parameters:,} parameters\n", style="bold")]
     parts.append(_layer_table(found.layers) if found.layers else Text("No stochastic layer.\n"))
+    where = f" (time on {found.device})" if found.device else ""
+    parts.append(Text(f"\nA step with {found.passes} passes, as a ratio to a step with one{where}"))
     parts.append(_cost_table(found))
     parts.append(Text(f"auto chooses {found.strategy}: {found.reason}."))
     parts += [Text(f"\nWarning: {warning}", style="yellow") for warning in found.warnings]
@@ -93,7 +95,10 @@ def _layer_table(layers: list[LayerGroup]) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("stochastic layers", "kind", "rate", "count", "active in training")
+    table = Table()
+    table.add_column("stochastic layers", overflow="fold")
+    for heading in ("kind", "rate", "count", "active"):
+        table.add_column(heading, no_wrap=True)
     for layer in layers:
         low, high = f"{layer.lowest_rate:g}", f"{layer.highest_rate:g}"
         rate = low if low == high else f"{low} to {high}"
@@ -105,14 +110,7 @@ def _cost_table(found: Inspection) -> RenderableType:
     from rich.table import Table
     from rich.text import Text
 
-    columns = ["strategy", "operations", *(["time"] if found.step_ratio else []), ""]
-    table = Table(
-        *columns,
-        title=f"A step with {found.passes} passes, as a ratio to a step with one"
-        + (f" (time on {found.device})" if found.device else ""),
-        title_justify="left",
-        title_style="",
-    )
+    table = Table("strategy", "operations", *(["time"] if found.step_ratio else []), "")
     for strategy in ("concat", "sequential", "shared"):
         cells = [_ratio(found.cost, strategy)]
         if found.step_ratio:

@@ -138,18 +138,13 @@ def inline_svg(figure: Figure, key: str, title: str, description: str) -> Markup
     """
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": key}):
-        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", metadata=metadata, transparent=True)
+        figure.savefig(buffer, format="svg", transparent=True)
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in root.iter():
         for child in [c for c in parent if c.tag.endswith("}style") or c.tag.endswith("}metadata")]:
             parent.remove(child)
     for element in root.iter():
         _adapt(element, key)
-    used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', ElementTree.tostring(root, encoding="unicode")))
-    for element in root.iter():
-        if element.get("id") not in used:
-            element.attrib.pop("id", None)
     root.attrib = {"class": "chart", "viewBox": root.attrib["viewBox"], "role": "img"}
     for tag, text in (("desc", description), ("title", title)):
         node = ElementTree.Element(tag, {"id": f"{key}-{tag}"})

@@ -83,8 +83,8 @@ def inspect_model(
 
     >>> from rdrop.toolkit.model_source import load_example
     >>> found = inspect_model(load_example("test_vit"), dropout=0.1)
-    >>> found.strategy, round(found.cost["shared"], 2)
-    ('shared', 1.18)
+    >>> found.strategy, found.cost["concat"], found.layers[0].pattern
+    ('concat', 2.0, 'pos_drop')
     """
     model, args, kwargs = example.model.train(), example.args, example.kwargs or {}
     try:
@@ -95,7 +95,6 @@ def inspect_model(
     device = _device() if measure else None
     # What the library warns about is part of what is shown.
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("ignore")
         warnings.simplefilter("always", RDropWarning)
         warn_if_no_effect(model)
         try:

@@ -58,11 +58,12 @@ def nearest_key(key: str) -> str | None:
     >>> nearest_key("training.alhpa")
     'rdrop.alpha'
     """
-    fields, wanted, leaf = [*recipe_fields(), *recipe_sections()], key.lower(), key.lower().rpartition(".")[2]
-    # The same section first: `training.name` is closer to `training` than to `data.name`.
-    by_leaf = sorted(fields, key=lambda other: other.rpartition(".")[0] != key.rpartition(".")[0])
-    same_leaf = [other for other in by_leaf if other.rpartition(".")[2] == leaf]
-    return next(iter(same_leaf), None) or nearest(wanted, fields) or _nearest_leaf(leaf, by_leaf)
+    section, _, leaf = key.lower().rpartition(".")
+    known = [*recipe_fields(), *recipe_sections()]
+    close = nearest(leaf, [other.rpartition(".")[2] for other in known])
+    same = [other for other in known if other.rpartition(".")[2] == close]
+    # Of equal names, such as data.name and model.name, the one in the section where the mistake was made.
+    return next((other for other in same if other.rpartition(".")[0] == section), next(iter(same), None))
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
@@ -72,11 +73,6 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
     'symmetric_kl'
     """
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.7)), None)
-
-
-def _nearest_leaf(leaf: str, keys: list[str]) -> str | None:
-    close = nearest(leaf, [key.rpartition(".")[2] for key in keys])
-    return next((key for key in keys if key.rpartition(".")[2] == close), None)
 
 
 @cache

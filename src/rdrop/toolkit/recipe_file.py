@@ -90,10 +90,8 @@ def recipe_text(recipe: Recipe) -> str:
     Returns:
         Text that `load_recipe` reads back into an equal recipe.
 
-    >>> print(recipe_text(Recipe())[:79])
-    # Heading of the report. Expected: text.
-    title: Digits with 300 labels
-    <BLANKLINE>
+    >>> recipe_text(Recipe()).splitlines()[:2]
+    ['# Heading of the report. Expected: text.', 'title: Digits with 300 labels']
     """
     lines: list[str] = []
     for name, section in recipe_sections().items():
@@ -151,7 +149,7 @@ def _read(recipe: str | Path) -> tuple[str, str]:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise UserError(f"cannot read the recipe {str(recipe)!r}: {reason}") from None
     try:
-        return str(path), raw.decode("utf-8-sig")
+        return str(path), raw.decode("utf-8")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise UserError(

@@ -1,0 +1,148 @@
+"""Time and peak memory of the loss head, forward and backward, side by side in one run.
+
+    python benchmarks/loss_head.py [--rows 1024] [--classes 32000] [--passes 2] [--dtype float32] [--device cpu]
+
+Compared are the snippet that most people paste (`tests/plain_programs.py`), `torch.compile` of it, this package's
+implementations, and a plain copy of the logits, the least that writing the gradients can cost. The rounds are
+interleaved, so that a busy machine slows all programs alike; quote the ratios, not the milliseconds. Peak memory is
+that of a fresh process for each program: the growth of the resident set from the moment the inputs are there (on a GPU,
+the allocator's peak).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from plain_programs import snippet
+
+from rdrop import rdrop_loss
+from rdrop.toolkit.environment import machine
+
+PROGRAMS = ("snippet", "compiled snippet", "reference", "fused")
+
+
+def program(name: str, logits: Tensor, labels: Tensor) -> Callable[[], None]:
+    """One step of the named program: fresh leaves, forward, backward into fresh gradients."""
+    rows = logits.shape[1]
+    if "snippet" in name:
+        function = torch.compile(snippet) if "compiled" in name else snippet
+
+        def step() -> None:
+            # Two separate leaves: the best case for the snippet, whose gradients then need not be stacked.
+            first, second = (z.detach().requires_grad_() for z in logits)
+            function(first, second, labels, 1.0 / rows).backward()
+    else:
+
+        def step() -> None:
+            rdrop_loss(logits.detach().requires_grad_(), labels, impl=name).loss.backward()
+
+    return step
+
+
+def inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Logits `(M, N, C)` and class ids `(N,)`."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(options.passes, options.rows, options.classes, generator=generator)
+    labels = torch.randint(options.classes, (options.rows,), generator=generator)
+    return logits.to(options.device, getattr(torch, options.dtype)), labels.to(options.device)
+
+
+def wait(device: str) -> None:
+    """Wait for a GPU."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure_times(options: argparse.Namespace) -> dict[str, list[float]]:
+    """Milliseconds of each round of each program."""
+    logits, labels = inputs(options)
+    steps = {name: program(name, logits, labels) for name in PROGRAMS if options.passes == 2 or "snippet" not in name}
+    steps["copy"] = lambda: logits.clone()
+    for step in steps.values():
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(options.rounds):
+        for name, step in steps.items():
+            wait(options.device)
+            start = time.perf_counter()
+            step()
+            wait(options.device)
+            times[name].append(1e3 * (time.perf_counter() - start))
+        print(f"\rround {turn + 1}/{options.rounds}", end="", file=sys.stderr, flush=True)
+    print(file=sys.stderr)
+    return times
+
+
+def peak_mib(options: argparse.Namespace, name: str) -> float:
+    """Growth of memory during one step, in this process."""
+    logits, labels = inputs(options)
+    tiny = program(name, logits[:, :2, :8].contiguous(), labels[:2] % 8)
+    tiny()
+    if name == "compiled snippet":  # so that compiling does not count
+        program(name, logits[:, :8].contiguous(), labels[:8])()
+    if options.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        program(name, logits, labels)()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    before = _resident_kib("VmRSS")
+    program(name, logits, labels)()
+    return (_resident_kib("VmHWM") - before) / 2**10
+
+
+def _resident_kib(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--classes", type=int, default=32_000)
+    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--peak-of", choices=PROGRAMS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.peak_of:
+        print(json.dumps(peak_mib(options, options.peak_of)))
+        return
+    times = measure_times(options)
+    peaks = {}
+    for name in times:
+        if name != "copy":
+            command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
+            peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    size = 2**-20 * options.passes * options.rows * options.classes * getattr(torch, options.dtype).itemsize
+    print(f"{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
+    print(f"M = {options.passes}, N = {options.rows}, C = {options.classes}, {options.dtype}: logits {size:.0f} MiB")
+    print(f"{'program':18}{'median ms':>10}{'spread ms':>16}{'vs fused':>10}{'peak MiB':>10}{'vs fused':>10}")
+    median = {name: statistics.median(values) for name, values in times.items()}
+    for name, values in times.items():
+        spread = f"{min(values):.1f} .. {max(values):.1f}"
+        peak = f"{peaks[name]:10.0f}{peaks[name] / peaks['fused']:10.2f}" if name in peaks else ""
+        # A ratio of the same round: what slowed one slowed the other.
+        ratio = statistics.median(a / b for a, b in zip(values, times["fused"], strict=True))
+        print(f"{name:18}{median[name]:10.1f}{spread:>16}{ratio:10.2f}{peak}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rdrop.toolkit import train
+from rdrop.toolkit.arms import nominal_steps, objective
+from rdrop.toolkit.digits import TensorRows, load
+from rdrop.toolkit.recipe import Recipe
+from rdrop.toolkit.runs import RunRecord
+from rdrop.toolkit.train import build_model, step_compute, train_run
+
+
+def recipe(**sections: dict[str, Any]) -> Recipe:
+    """A comparison of two epochs of three steps."""
+    training = {"epochs": 2, "eval_every_epochs": 1} | sections.pop("training", {})
+    return Recipe.model_validate(
+        {"data": {"train_size": 96}, "training": training, "compare": {"samples": 2}} | sections
+    )
+
+
+def silent(steps: int) -> None:
+    """Progress that nobody watches."""
+
+
+def lasting(record: RunRecord) -> dict[str, Any]:
+    """What must not depend on the clock."""
+    return record.model_dump(exclude={"seconds", "step_ms"})
+
+
+def test_a_run_has_everything_that_the_report_shows() -> None:
+    told: list[int] = []
+    record = train_run(recipe(), "rdrop", 0, told.append)
+    run = record.run
+    assert (run.status, run.error, run.optimizer_steps, sum(told)) == ("finished", None, 6, 6)
+    assert run.metrics.keys() == {
+        "accuracy",
+        "nll",
+        "ece",
+        "consistency_kl",
+        "agreement",
+        "accuracy_averaged",
+        "nll_averaged",
+    }
+    assert run.curves.keys() == {"train_loss", "task_loss", "divergence", "eval_accuracy", "eval_nll"}
+    assert all(curve.steps == [3, 6] for curve in run.curves.values())
+    assert run.curves["eval_accuracy"].values[-1] == run.metrics["accuracy"]
+    assert sum(b.count for b in run.reliability) == 1797 - 96
+    for loss, task_loss, divergence in zip(
+        *(run.curves[name].values for name in ("train_loss", "task_loss", "divergence")), strict=True
+    ):
+        assert divergence > 0
+        assert loss == pytest.approx(task_loss + divergence, rel=1e-5)
+
+
+def test_a_run_is_repeated_bit_for_bit_and_seeds_differ() -> None:
+    first = train_run(recipe(), "rdrop", 1, silent)
+    torch.rand(7)  # a state of the generator that the run must not see
+    assert lasting(train_run(recipe(), "rdrop", 1, silent)) == lasting(first)
+    assert train_run(recipe(), "rdrop", 2, silent).run.metrics != first.run.metrics
+
+
+def test_arms_share_weights_and_data_order_and_plain_has_no_divergence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights: dict[str, list[Tensor]] = {}
+    order: dict[str, list[list[int]]] = {}
+    arm = ""
+    build, read = train.build_model, TensorRows.__getitems__
+
+    def watched_build(recipe: Recipe, seed: int) -> torch.nn.Module:
+        model = build(recipe, seed)
+        weights[arm] = [weight.detach().clone() for weight in model.parameters()]
+        return model
+
+    def watched_read(self: TensorRows, indices: list[int]) -> dict[str, Tensor]:
+        if len(self) == 96:
+            order.setdefault(arm, []).append(list(indices))
+        return read(self, indices)
+
+    monkeypatch.setattr(train, "build_model", watched_build)
+    monkeypatch.setattr(TensorRows, "__getitems__", watched_read)
+    records = {}
+    for arm in ("plain", "twice", "rdrop", "longer"):
+        records[arm] = train_run(recipe(), arm, 0, silent)
+    for arm in ("twice", "rdrop", "longer"):
+        assert all(map(torch.equal, weights[arm], weights["plain"]))
+        assert order[arm][:6] == order["plain"][:6]
+    assert order["plain"][:3] != order["plain"][3:6]
+    assert len({record.run.metrics["nll"] for record in records.values()}) == 4
+    assert "divergence" not in records["plain"].run.curves
+    assert "divergence" in records["twice"].run.curves
+
+
+@pytest.mark.parametrize("strategy", ["auto", "concat"])
+def test_longer_computes_as_much_as_rdrop(strategy: str) -> None:
+    long = recipe(training={"epochs": 10, "eval_every_epochs": 10}, rdrop={"strategy": strategy})
+    rdrop, longer = (train_run(long, arm, 0, silent) for arm in ("rdrop", "longer"))
+    assert rdrop.run.optimizer_steps == nominal_steps(long) == 30
+    assert rdrop.strategy == {"auto": "shared", "concat": "concat"}[strategy]
+    assert (longer.strategy, longer.step_compute) == ("single", 1.0)
+    assert longer.run.optimizer_steps == round(30 * rdrop.step_compute)
+    if strategy == "concat":
+        assert rdrop.step_compute == 2.0
+    else:
+        assert 1.0 < rdrop.step_compute < 1.3
+
+
+def test_computation_is_counted_by_hand_as_well() -> None:
+    small = recipe()
+    batch = load(small.data, 0).train[:8]
+    model = build_model(small, 0)
+    ratio, strategy = step_compute(model, batch, objective("rdrop", small), small)
+    assert all(weight.grad is None for weight in model.parameters())
+    # Multiplications of one image, forward: 3x3 convolutions on 8x8, then 1024 x 128 and 128 x 10. Backward
+    # is twice that, except that nothing flows into the image. Two passes repeat only what follows the
+    # dropout.
+    first, second, head = 9 * 1 * 32 * 64, 9 * 32 * 64 * 64, 1024 * 128 + 128 * 10
+    expected = (2 * first + 3 * second + 2 * 3 * head) / (2 * first + 3 * second + 3 * head)
+    assert strategy == "shared"
+    assert ratio == pytest.approx(expected, rel=1e-3)
+
+
+def test_a_run_that_diverges_is_kept_as_failed() -> None:
+    told: list[int] = []
+    record = train_run(recipe(training={"learning_rate": 1e30}), "plain", 0, told.append)
+    assert record.run.status == "failed"
+    assert record.run.error is not None
+    assert record.run.error.startswith("FloatingPointError: the training loss is nan at step ")
+    assert (record.run.metrics, record.run.reliability, sum(told)) == ({}, [], 6)
+    assert RunRecord.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_run_that_raises_is_kept_as_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("out of luck")
+
+    monkeypatch.setattr(train, "consistency_gap", broken)
+    record = train_run(recipe(), "plain", 0, silent)
+    assert (record.run.status, record.run.error) == ("failed", "RuntimeError: out of luck")
+    assert record.run.optimizer_steps == 6
+
+
+@pytest.mark.parametrize("schedule", ["warmup", "linear_decay", "cosine_decay", "learning_rate"])
+def test_alpha_takes_its_course(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    alphas: list[float] = []
+    history = train._curves
+
+    def watched(state: Any, goal: Any) -> Any:
+        alphas.extend(entry["alpha"] for entry in state.log_history if "alpha" in entry)
+        return history(state, goal)
+
+    monkeypatch.setattr(train, "_curves", watched)
+    courses = recipe(training={"epochs": 4, "lr_scheduler": "linear"}, rdrop={"schedule": schedule, "alpha": 2.0})
+    assert train_run(courses, "rdrop", 0, silent).run.status == "finished"
+    steps = 12
+    decay = [2.0 * (1 - step / steps) for step in range(steps)]
+    expected = {
+        "warmup": [2.0 * 2 / 3, 2.0, 2.0, 2.0],
+        "linear_decay": [sum(decay[first : first + 3]) / 3 for first in range(0, steps, 3)],
+        "learning_rate": [sum(decay[first : first + 3]) / 3 for first in range(0, steps, 3)],
+    }
+    if schedule == "cosine_decay":
+        assert alphas == sorted(alphas, reverse=True)
+        assert alphas[0] > 1.9
+        assert alphas[-1] < 0.2
+    else:
+        assert alphas == pytest.approx(expected[schedule])
