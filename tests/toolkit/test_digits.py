@@ -37,5 +37,5 @@ def test_a_loader_reads_whole_batches_of_the_rows_asked_for() -> None:
     rows = digits.TensorRows(x=torch.arange(5) * 10, labels=torch.arange(5))
     assert len(rows) == 5
     assert rows[3] == {"x": torch.tensor(30), "labels": torch.tensor(3)}
-    batches = list(DataLoader(rows, batch_size=2, collate_fn=rows.collate))
+    batches = list(DataLoader(rows, batch_size=2, collate_fn=rows.collate))  # type: ignore[arg-type]
     assert [batch["x"].tolist() for batch in batches] == [[0, 10], [20, 30], [40]]

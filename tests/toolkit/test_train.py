@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 from rdrop.toolkit import train
 from rdrop.toolkit.arms import nominal_steps, objective
 from rdrop.toolkit.digits import TensorRows, load
-from rdrop.toolkit.recipe import Recipe
+from rdrop.toolkit.recipe import ArmName, Recipe
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.train import build_model, step_compute, train_run
 
@@ -68,7 +68,7 @@ def test_arms_share_weights_and_data_order_and_plain_has_no_divergence(
 ) -> None:
     weights: dict[str, list[Tensor]] = {}
     order: dict[str, list[list[int]]] = {}
-    arm = ""
+    arm: ArmName = "plain"
     build, read = train.build_model, TensorRows.__getitems__
 
     def watched_build(recipe: Recipe, seed: int) -> torch.nn.Module:
@@ -84,7 +84,7 @@ def test_arms_share_weights_and_data_order_and_plain_has_no_divergence(
     monkeypatch.setattr(train, "build_model", watched_build)
     monkeypatch.setattr(TensorRows, "__getitems__", watched_read)
     records = {}
-    for arm in ("plain", "twice", "rdrop", "longer"):
+    for arm in get_args(ArmName):
         records[arm] = train_run(recipe(), arm, 0, silent)
     for arm in ("twice", "rdrop", "longer"):
         assert all(map(torch.equal, weights[arm], weights["plain"]))

@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rdrop.divergences import squared_difference, two_classes
+from rdrop.kernels import reference
 from rdrop.options import Objective
 from rdrop.task_losses import cross_entropy, soft_targets, squared_error
 
@@ -61,19 +61,23 @@ class _Rows(torch.autograd.Function):
         for (z,), (y, k, t, d) in _chunks(positions, (logits,), (labels, keep, task, distance)):
             chunk = _Chunk(z, y, k, class_weight, objective, dtype)
             for out, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
-                if values is not None:
+                if values is not None and out is not None:
                     out.copy_(values if k is None else torch.where(k, values, 0))
         return task, distance
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
         *tensors, ctx.objective = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, task: Tensor, distance: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, keep, class_weight = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient itself is autograd's business
+            terms = reference.rows(logits, labels, keep, class_weight, ctx.objective)
+            differentiable = [(term, g) for term, g in zip(terms, (task, distance), strict=True) if term.requires_grad]
+            outputs, gradients = zip(*differentiable, strict=True)
+            return *torch.autograd.grad(outputs, logits, gradients, create_graph=True), None, None, None, None
         dtype = torch.promote_types(logits.dtype, torch.float32)
         gradient = _in_huge_pages(torch.empty_like(logits))
         for (z, out), (y, k, t, d) in _chunks(task.shape, (logits, gradient), (labels, keep, task, distance)):
@@ -255,7 +259,8 @@ def _mean(values: Tensor) -> Tensor:
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """Sum of products over the last axis."""
-    return torch.linalg.vecdot(a, b)
+    product: Tensor = torch.linalg.vecdot(a, b)
+    return product
 
 
 def _chunks(

@@ -8,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from pathlib import Path
 from queue import Empty
@@ -48,9 +49,7 @@ class Progress(Protocol):
         """It is over, however it went; maybe told more than once."""
 
 
-def compare(
-    recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str, progress: Progress
-) -> Summary:
+def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str, progress: Progress) -> Summary:
     """Makes the runs that are missing, and sums up all of them.
 
     The folder holds `recipe.yaml`, one record for each finished run under `runs/`, and in the end
@@ -88,15 +87,11 @@ def compare(
         return summary
 
 
-def _make_runs(
-    recipe: Recipe, folder: RunFolder, units: Sequence[Unit], jobs: int, progress: Progress
-) -> str:
+def _make_runs(recipe: Recipe, folder: RunFolder, units: Sequence[Unit], jobs: int, progress: Progress) -> str:
     """Makes these runs, writes each as it ends, and says on what machine."""
-    context = multiprocessing.get_context("spawn")  # a forked copy of a process that has threads may hang
+    context = _context()
     steps: Queue[int] = context.Queue()
-    pool = ProcessPoolExecutor(
-        max(1, min(jobs, len(units))), context, initializer=worker.start, initargs=(steps,)
-    )
+    pool = ProcessPoolExecutor(max(1, min(jobs, len(units))), context, initializer=worker.start, initargs=(steps,))
     with _relayed(steps, progress):
         try:
             futures = [pool.submit(worker.run, recipe, *unit) for unit in units]
@@ -113,6 +108,18 @@ def _make_runs(
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _context() -> BaseContext:
+    """How workers are started: copied from a process that has loaded torch once, where the system can do that.
+
+    Never from this one: a copy of a process that has threads may hang.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rdrop.toolkit.train"])
+    return context
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A worker process: it loads torch once, and then makes one run after another."""
+"""A worker process: it makes one run after another, and ends with the process that started it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _progress: Queue[int] | None = None
 
 
 def start(progress: Queue[int]) -> None:
-    """Prepares a fresh process, before torch is imported.
+    """Prepares a fresh process.
 
     Args:
         progress: Takes the nominal steps made.
@@ -26,9 +26,6 @@ def start(progress: Queue[int]) -> None:
     global _progress
     _progress = progress
     progress.cancel_join_thread()  # the last word about progress must not keep a process from ending
-    # One thread in every worker: sums are then the same whatever the number of jobs, and cores are not
-    # shared.
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the run without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -50,6 +47,7 @@ def run(recipe: Recipe, arm: ArmName, seed: int) -> RunRecord:
 
         from rdrop.toolkit.train import train_run
 
+        # One thread: sums are then the same whatever the number of jobs, and workers do not share cores.
         torch.set_num_threads(1)
         logging.disable(logging.WARNING)
         warnings.simplefilter("always", RDropWarning)
