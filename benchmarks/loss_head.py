@@ -27,7 +27,6 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from plain_programs import snippet
-
 from rdrop import rdrop_loss
 from rdrop.toolkit.environment import machine
 

@@ -54,7 +54,9 @@ def _build() -> list[Case]:
         Case("weighted", z, ids, {"class_weight": weight}),
         Case("weighted and smoothed", z, holes, {"class_weight": weight, "label_smoothing": 0.3}),
         Case("soft labels", z, soft),
-        Case("soft, smoothed, weighted, masked", z, soft, {"class_weight": weight, "label_smoothing": 0.2, "mask": mask}),
+        Case(
+            "soft, smoothed, weighted, masked", z, soft, {"class_weight": weight, "label_smoothing": 0.2, "mask": mask}
+        ),
         Case("unlabelled", z, None, {"mask": mask}),
         Case("sum", z, holes, {"reduction": "sum"}),
         Case("none", z, holes, {"reduction": "none"}),
@@ -73,11 +75,20 @@ def _build() -> list[Case]:
         Case("binary", z[..., 0], bits, {"kind": "binary"}),
         Case("binary, one pass", z[:1, ..., 0], bits, {"kind": "binary"}),
         Case("binary, ignored", z[..., 0], bit_holes, {"kind": "binary", "mask": mask}),
-        Case("binary, weighted, smoothed", z[..., 0], bits, {"kind": "binary", "class_weight": weight[2:], "label_smoothing": 0.1}),
+        Case(
+            "binary, weighted, smoothed",
+            z[..., 0],
+            bits,
+            {"kind": "binary", "class_weight": weight[2:], "label_smoothing": 0.1},
+        ),
         Case("binary, four passes", _logits(4, 2, 3, seed=10), bits, {"kind": "binary"}),
-        Case("binary, certain", np.array([[[50.0, -60.0]], [[40.0, -45.0]]]), np.array([[1.0, 0.0]]), {"kind": "binary"}),
+        Case(
+            "binary, certain", np.array([[[50.0, -60.0]], [[40.0, -45.0]]]), np.array([[1.0, 0.0]]), {"kind": "binary"}
+        ),
         Case("regression", z[..., 0], values, {"kind": "regression", "alpha": 2.0}),
-        Case("regression, three passes, masked", _logits(3, 2, 3, seed=11), values, {"kind": "regression", "mask": mask}),
+        Case(
+            "regression, three passes, masked", _logits(3, 2, 3, seed=11), values, {"kind": "regression", "mask": mask}
+        ),
         Case("regression, unlabelled", z[..., 0], None, {"kind": "regression"}),
         Case("regression, -100 is a value", z[..., 0], bit_holes, {"kind": "regression", "ignore_index": None}),
     ]

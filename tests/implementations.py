@@ -32,12 +32,13 @@ def torch_runner(impl: Any) -> Runner:
 
     def run(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
         z = torch.tensor(logits, requires_grad=True)
-        tensors = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        tensors: dict[str, Any] = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
         out = rdrop.rdrop_loss(z, None if labels is None else torch.tensor(labels), impl=impl, **tensors)
         if out.loss.requires_grad:
             out.loss.sum().backward()  # type: ignore[no-untyped-call]
         gradient = torch.zeros_like(z) if z.grad is None else z.grad
-        return Answer(*(term.detach().numpy() for term in out), gradient.numpy())
+        loss, task_loss, divergence = (term.detach().numpy() for term in out)
+        return Answer(loss, task_loss, divergence, gradient.numpy())
 
     return run
 

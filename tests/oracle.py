@@ -1,4 +1,4 @@
-"""The objective in float64 NumPy, pair by pair, as slowly and plainly as it can be written. Shares no code with the package."""
+"""The objective in float64 NumPy, pair by pair, as plainly as it can be written. Shares no code with the package."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def objective(
             target = (1 - label_smoothing) * target + label_smoothing * possible / possible.sum()
         if class_weight is not None:
             target = target * (class_weight[at[-1]] if kind == "binary" else class_weight)
-        task[at] = np.mean([sum(-t * np.log(p) for t, p in zip(target, answer, strict=True) if t) for answer in answers])
+        task[at] = np.mean(
+            [sum(-t * np.log(p) for t, p in zip(target, answer, strict=True) if t) for answer in answers]
+        )
     if reduction == "none":
         return task + alpha * distance, task, distance
     divisor = 1.0 if reduction == "sum" else (max(int(counts.sum()), 1) if normalizer is None else normalizer)

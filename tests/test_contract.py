@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import oracle
 import pytest
+
+import oracle
 from cases import CASES, Case
 from implementations import RUNNERS, Runner
 
 
-@pytest.fixture(params=RUNNERS.values(), ids=RUNNERS.keys())
+@pytest.fixture(params=list(RUNNERS.values()), ids=list(RUNNERS))
 def run(request: pytest.FixtureRequest) -> Runner:
     """One implementation after the other."""
     runner: Runner = request.param

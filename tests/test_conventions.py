@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain_programs import PROGRAMS
 
+from plain_programs import PROGRAMS
 from rdrop import rdrop_loss
 from rdrop.conventions import CONVENTIONS, from_ours, to_ours
 

@@ -94,4 +94,8 @@ def test_every_public_name_is_documented() -> None:
     for name in rdrop.__all__:
         documented = getattr(rdrop, name).__doc__
         assert documented, name
-        assert name.endswith("Warning") or ">>>" in documented or name in {"RDropOutput", "PassPlan", "ConsistencyGap", "StochasticLayer", "schedule"}, name
+        assert (
+            name.endswith("Warning")
+            or ">>>" in documented
+            or name in {"RDropOutput", "PassPlan", "ConsistencyGap", "StochasticLayer", "schedule"}
+        ), name

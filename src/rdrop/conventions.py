@@ -1,8 +1,8 @@
 """Units of alpha: what a published value means here, and back.
 
-This package minimises `mean CE + alpha * mean D`, both means over the positions that count and over all passes. Published
-programs differ: they add the two cross-entropies instead of averaging them, or they sum the divergence over the batch
-beside a mean cross-entropy, or they average it over the classes. Each `Convention` writes one of them as
+This package minimises `mean CE + alpha * mean D`, both means over the positions that count and over all passes.
+Published programs differ: they add the two cross-entropies instead of averaging them, or they sum the divergence over
+the batch beside a mean cross-entropy, or they average it over the classes. Each `Convention` writes one of them as
 
     scale * ( mean CE + alpha_here * mean D ),   alpha_here = alpha * factor
 
@@ -49,7 +49,7 @@ class Convention:
     over_classes: bool = False
 
     def factor(self, batch_size: int | None = None, num_classes: int | None = None) -> float:
-        """alpha here as a multiple of the published one.
+        """Give alpha here as a multiple of the published one.
 
         Raises:
             ValueError: If this convention depends on B or C and it is not given, or not at least 1.
@@ -83,8 +83,8 @@ CONVENTIONS = {
     for convention in (
         Convention(
             "paper",
-            "Liang et al. 2021, eq. 4; the official translation, summarization and language-modelling programs, which sum "
-            "over tokens and divide by their number",
+            "Liang et al. 2021, eq. 4; the official translation, summarization and language-modelling programs, which "
+            "sum over tokens and divide by their number",
             "CE1 + CE2 + alpha * D",
             constant=0.5,
             scale=2.0,
@@ -130,7 +130,8 @@ CONVENTIONS = {
         ),
         Convention(
             "keras-doubled",
-            "the Keras version by bojone: mean cross-entropy over 2B rows, alpha / 4 times the mean over 2B rows of both KLs",
+            "the Keras version by bojone: mean cross-entropy over 2B rows, alpha / 4 times the mean over 2B rows of "
+            "both divergences",
             "(CE1 + CE2) / 2 + alpha / 2 * D",
             constant=0.5,
             scale=1.0,

@@ -1,9 +1,9 @@
 """How far the answers of M passes are apart: the formulas, per position, in plain differentiable torch.
 
-`log_p` holds log-probabilities `(M, ..., C)` with M >= 2; the result drops the pass axis and the class axis. Sums run over
-classes, never means, so the number of classes does not scale the penalty. Zero times infinity is zero: a class that is
-impossible in all passes adds nothing; one that is impossible in some but not in all makes a Kullback-Leibler divergence
-infinite.
+`log_p` holds log-probabilities `(M, ..., C)` with M >= 2; the result drops the pass axis and the class axis. Sums run
+over classes, never means, so the number of classes does not scale the penalty. Zero times infinity is zero: a class
+that is impossible in all passes adds nothing; one that is impossible in some but not in all makes a Kullback-Leibler
+divergence infinite.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def squared_difference(values: Tensor) -> Tensor:
 
 
 def minus(a: Tensor, b: Tensor) -> Tensor:
-    """a - b for log-probabilities, and 0 where a is minus infinity: the probability beside it is exactly 0."""
+    """Subtract log-probabilities, and 0 where a is minus infinity: the probability beside it is exactly 0."""
     return torch.where(a == -math.inf, 0, a - b)
 
 

@@ -47,14 +47,15 @@ def rdrop_loss(
         divergence = mean over ordered pairs i != j of KL(P_i || P_j)
         loss       = task_loss + alpha * divergence
 
-    each a mean over the positions that count. For M = 2 that is half of eq. 4 of Liang et al. 2021 (arXiv 2106.14448) with
-    alpha standing for half of theirs; `rdrop.conventions` translates published values. Softmax and sums run in float32, or
-    in float64 for float64 logits. Nothing is read on the host when the tensors are on another device.
+    each a mean over the positions that count. For M = 2 that is half of eq. 4 of Liang et al. 2021 (arXiv 2106.14448)
+    with alpha standing for half of theirs; `rdrop.conventions` translates published values. Softmax and sums run in
+    float32, or in float64 for float64 logits. Nothing is read on the host when the tensors are on another device.
 
     Args:
         logits: Unnormalised scores with a leading pass axis: `(M, B, ..., C)`, M >= 1; `(M, B, ...)` for the binary and
             the regression kind. Classes whose logit is -inf are impossible; one that is so in all passes adds nothing.
-        labels: Class ids `(B, ...)`, class probabilities `(B, ..., C)`, or None for unlabelled data, whose task loss is 0.
+        labels: Class ids `(B, ...)`, class probabilities `(B, ..., C)`, or None for unlabelled data, whose task loss
+            is 0.
             Binary: 0/1 (or probabilities) `(B, ...)`. Regression: values `(B, ...)`.
         alpha: Weight of the divergence, at least 0, a number or a tensor with one element.
         kind: `categorical` (softmax over the last axis; cross-entropy), `binary` (each entry an independent label;
@@ -70,8 +71,8 @@ def rdrop_loss(
             gradients of micro-batches, or of several ranks, add up to exactly the gradient of that batch.
         divergence: `symmetric_kl`; `kl`, of the first pass against each other one; `js`, Jensen-Shannon; `mse`, squared
             differences of probabilities summed over classes.
-        stop_gradient: None: gradients flow into all passes, as in the paper. `first`: the first pass is a constant inside
-            the divergence. `rest`: all passes but the first are.
+        stop_gradient: None: gradients flow into all passes, as in the paper. `first`: the first pass is a constant
+            inside the divergence. `rest`: all passes but the first are.
         impl: `reference`, `fused`, or `auto`; `rdrop.kernels.choose` says what `auto` takes and why.
 
     Returns:
@@ -147,8 +148,8 @@ def divergence(
 class RDropLoss(nn.Module):
     """`rdrop_loss` as a module, with an alpha that may follow a schedule.
 
-    A schedule is a function of the optimizer step (`rdrop.schedule` has the usual ones). Call `step` after each optimizer
-    step, as with a learning-rate scheduler; the step is part of `state_dict`.
+    A schedule is a function of the optimizer step (`rdrop.schedule` has the usual ones). Call `step` after each
+    optimizer step, as with a learning-rate scheduler; the step is part of `state_dict`.
 
     Args:
         alpha: A number, or a schedule.
@@ -272,8 +273,8 @@ def _check_tensors(
         if labels.shape != expected:
             other = f", or class probabilities {tuple(logits.shape[1:])}" if categorical and not soft else ""
             raise ValueError(
-                f"labels have shape {tuple(labels.shape)}; logits {tuple(logits.shape)} of kind {objective.kind!r} need "
-                f"{'class probabilities' if soft else 'labels'} of shape {tuple(expected)}{other}"
+                f"labels have shape {tuple(labels.shape)}; logits {tuple(logits.shape)} of kind {objective.kind!r} "
+                f"need {'class probabilities' if soft else 'labels'} of shape {tuple(expected)}{other}"
                 + ("; class ids have an integer dtype" if soft else "")
             )
         if labels.is_complex() or (categorical and labels.dtype == torch.bool):
@@ -309,8 +310,8 @@ def _check_values(
         if wrong.any():
             where = tuple(int(i) for i in wrong.nonzero()[0])
             raise ValueError(
-                f"labels{list(where)} is {int(labels[where])}; expected a class id in 0..{classes - 1}, or ignore_index "
-                f"({ignore_index}) for a position that does not count"
+                f"labels{list(where)} is {int(labels[where])}; expected a class id in 0..{classes - 1}, or "
+                f"ignore_index ({ignore_index}) for a position that does not count"
             )
     first = logits.detach()[(0,) * (logits.dim() - 1)]
     if classes > 1 and first.min() >= 0 and abs(first.double().sum().item() - 1) < 1e-5:

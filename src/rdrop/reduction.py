@@ -22,8 +22,8 @@ def counted_positions(labels: Tensor | None, mask: Tensor | None, ignore_index: 
 def reduce(values: Tensor, keep: Tensor | None, reduction: Reduction, normalizer: float | Tensor | None) -> Tensor:
     """Reduce per-position `values`, which are 0 at positions that do not count.
 
-    `mean` divides by `normalizer`, or without one by the number of positions that count. A divisor of 0 (nothing counts)
-    gives a 0 with a graph. No value is read on the host.
+    `mean` divides by `normalizer`, or without one by the number of positions that count. A divisor of 0 (nothing
+    counts) gives a 0 with a graph. No value is read on the host.
     """
     if reduction == "none":
         return values

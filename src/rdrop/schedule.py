@@ -25,7 +25,7 @@ def constant(alpha: float) -> Schedule:
     2.0
     """
     check_alpha(alpha)
-    return lambda step: alpha
+    return lambda step: alpha  # noqa: ARG005
 
 
 def linear_warmup(alpha: float, steps: int) -> Schedule:
@@ -88,7 +88,7 @@ def follow_learning_rate(alpha: float, optimizer: Optimizer) -> Schedule:
     check_alpha(alpha)
     largest = 0.0
 
-    def schedule(step: int) -> float:
+    def schedule(step: int) -> float:  # noqa: ARG001
         nonlocal largest
         group = optimizer.param_groups[0]
         rate = float(group["lr"])

@@ -27,9 +27,9 @@ def soft_targets(
 ) -> Tensor:
     """The y of `cross_entropy`, as `torch.nn.functional.cross_entropy` defines it.
 
-    Class ids become one-hot, then a share `label_smoothing` is spread evenly over the classes, then each class is scaled
-    by its weight. Unlike torch, a class with a logit of minus infinity in any pass gets no share of the smoothing, so that
-    padding a vocabulary with impossible classes changes neither loss nor gradient.
+    Class ids become one-hot, then a share `label_smoothing` is spread evenly over the classes, then each class is
+    scaled by its weight. Unlike torch, a class with a logit of minus infinity in any pass gets no share of the
+    smoothing, so that padding a vocabulary with impossible classes changes neither loss nor gradient.
 
     Args:
         labels: Class ids `(...)`, or class probabilities `(..., C)`.

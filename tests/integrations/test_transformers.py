@@ -95,9 +95,7 @@ def arguments(folder: Path, **options: Any) -> TrainingArguments:
     return TrainingArguments(str(folder), **(defaults | options))
 
 
-def trained(
-    folder: Path, model: nn.Module, rdrop: RDropConfig | None, rows: Any = None, **options: Any
-) -> Trainer:
+def trained(folder: Path, model: nn.Module, rdrop: RDropConfig | None, rows: Any = None, **options: Any) -> Trainer:
     data: dict[str, Any] = {"train_dataset": sentences() if rows is None else rows}
     if rdrop is None:
         trainer = Trainer(model, arguments(folder, **options), **data)
@@ -135,9 +133,7 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
 
     model, twin = Tagger(by_row=2), Tagger(by_row=2)
     config = RDropConfig(alpha=2.0, strategy="sequential")
-    RDropTrainer(
-        model, arguments(tmp_path), rdrop=config, train_dataset=sentences(), data_collator=collate
-    ).train()
+    RDropTrainer(model, arguments(tmp_path), rdrop=config, train_dataset=sentences(), data_collator=collate).train()
 
     rows = sentences()
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.0)
@@ -261,9 +257,7 @@ def gpt2() -> GPT2LMHeadModel:
 
 
 def t5() -> T5ForConditionalGeneration:
-    config = T5Config(
-        vocab_size=WORDS, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0
-    )
+    config = T5Config(vocab_size=WORDS, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0)
     config.decoder_start_token_id = config.pad_token_id = 0
     return T5ForConditionalGeneration(config)
 
@@ -340,9 +334,7 @@ def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:
     ("outputs", "message"),
     [(lambda x: {"scores": x}, "got scores"), (lambda x: {"logits": [x]}, "got list")],
 )
-def test_an_output_without_logits_is_refused(
-    tmp_path: Path, outputs: Callable[[Tensor], object], message: str
-) -> None:
+def test_an_output_without_logits_is_refused(tmp_path: Path, outputs: Callable[[Tensor], object], message: str) -> None:
     class Odd(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -359,9 +351,7 @@ def test_an_output_without_logits_is_refused(
 
 def test_a_loss_function_beside_the_objective_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="compute_loss_func"):
-        RDropTrainer(
-            Tagger(), arguments(tmp_path), rdrop=RDropConfig(), compute_loss_func=lambda *_, **__: None
-        )
+        RDropTrainer(Tagger(), arguments(tmp_path), rdrop=RDropConfig(), compute_loss_func=lambda *_, **__: None)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:

@@ -14,11 +14,11 @@ from rdrop import rdrop_loss
 from rdrop.kernels import available, choose, fused
 
 
-class LargestTensors(TorchDispatchMode):
+class LargestTensors(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Collects the sizes of the tensors with memory of their own that operations return."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sizes: list[int] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

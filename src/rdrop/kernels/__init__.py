@@ -1,7 +1,8 @@
 """Implementations of the objective behind one signature, and the choice between them.
 
-Each implementation is a function `rows(logits, labels, keep, class_weight, objective)` that returns the task loss and the
-divergence of every position (see `rdrop.kernels.reference.rows`); masks, reductions and alpha are applied outside, once.
+Each implementation is a function `rows(logits, labels, keep, class_weight, objective)` that returns the task loss and
+the divergence of every position (see `rdrop.kernels.reference.rows`); masks, reductions and alpha are applied
+outside, once.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ writes each chunk of the gradient once. With p_k = softmax of pass k, u the targ
 
     task / M * (sum(u) p_k - u)  +  distance * ( c_k p_k (s_k - E_{p_k}[s_k]) + w_k (p_k - anchor) )
 
-where the scores s, the anchor and the weights c, w belong to the divergence (`_slope`). For two passes and the symmetric
-Kullback-Leibler divergence this is the gradient that follows from eq. 2 and 4 of the paper.
+where the scores s, the anchor and the weights c, w belong to the divergence (`_slope`). For two passes and the
+symmetric Kullback-Leibler divergence this is the gradient that follows from eq. 2 and 4 of the paper.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class _Rows(torch.autograd.Function):
         for (z,), (y, k, t, d) in _chunks(positions, (logits,), (labels, keep, task, distance)):
             chunk = _Chunk(z, y, k, class_weight, objective, dtype)
             for out, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
-                if values is not None and out is not None:
+                if values is not None:
                     out.copy_(values if k is None else torch.where(k, values, 0))
         return task, distance
 
@@ -235,8 +235,8 @@ class _Chunk:
     def _centred(self, centre: Tensor) -> Tensor:
         """`log_p` - `centre` in place, and 0 where p is 0 and the difference is not finite."""
         scores = self.log_p.sub_(centre)
-        # A sum is finite only if all its terms are, so one reduction finds the rare chunk that has impossible classes. On
-        # a GPU looking at it would make the host wait: there every chunk is cleaned.
+        # A sum is finite only if all its terms are, so one reduction finds the rare chunk that has impossible
+        # classes. On a GPU looking at it would make the host wait: there every chunk is cleaned.
         self._finite = scores.device.type == "cpu" and math.isfinite(scores.sum().item())
         if not self._finite:
             scores.masked_fill_((self.p == 0) & ~scores.isfinite(), 0)
@@ -244,7 +244,7 @@ class _Chunk:
 
 
 def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and their logarithms. The logarithms cost no second exponential: at the largest logit both are known."""
+    """Probabilities and their logarithms, without a second exponential: at the largest logit both are known."""
     p = z.softmax(-1)
     return p, (z - z.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
 
@@ -265,11 +265,11 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _chunks(
     positions: torch.Size, stacked: Sequence[Tensor], single: Sequence[Tensor | None]
-) -> Iterator[tuple[list[Tensor], list[Tensor | None]]]:
+) -> Iterator[tuple[list[Tensor], list[Any]]]:
     """Cut tensors into chunks of rows, as views, whatever their strides.
 
-    `stacked` have a pass axis before the `positions`, `single` have not. Axes of positions that cannot be merged into one
-    axis of rows without a copy are walked over one index at a time.
+    `stacked` have a pass axis before the `positions`, `single` have not. Axes of positions that cannot be merged into
+    one axis of rows without a copy are walked over one index at a time.
     """
     try:
         stacked = [_merge(x, 1, len(positions)) for x in stacked]

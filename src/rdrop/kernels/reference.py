@@ -1,4 +1,4 @@
-"""The formulas as one writes them on paper, differentiated by autograd. Every other implementation answers to this one."""
+"""The formulas as on paper, differentiated by autograd. Every other implementation answers to this one."""
 
 from __future__ import annotations
 

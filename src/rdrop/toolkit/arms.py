@@ -47,9 +47,7 @@ def description(arm: ArmName, recipe: Recipe) -> str:
         case "plain":
             return "Plain training: one pass in each step."
         case "twice":
-            return (
-                f"{passes} passes in each step and no divergence: what the additional passes do on their own."
-            )
+            return f"{passes} passes in each step and no divergence: what the additional passes do on their own."
         case "rdrop":
             return f"R-Drop: {passes} passes in each step, tied together by the divergence."
         case "longer":

@@ -13,9 +13,7 @@ Verdict = Literal["better", "worse", "unshown"]
 NO_ANSWER = "No seed finished both with plain training and with R-Drop, so there is no answer."
 
 
-def headline(
-    against_plain: Sequence[Finding], against_longer: Sequence[Finding], step_compute: float | None
-) -> str:
+def headline(against_plain: Sequence[Finding], against_longer: Sequence[Finding], step_compute: float | None) -> str:
     """Whether R-Drop was better than plain training, how surely, and at what cost.
 
     A difference counts as shown if its 95% interval, paired by seed, excludes 0.
@@ -42,9 +40,7 @@ def _sentence(opponent: str, findings: Sequence[Finding]) -> str:
     seeds = len(findings[0][1].per_seed)
     numbers = ", ".join(_number(metric, difference) for metric, difference in findings)
     if seeds < 2:
-        return (
-            f"With a single seed, chance cannot be told from an effect; R-Drop minus {opponent}: {numbers}."
-        )
+        return f"With a single seed, chance cannot be told from an effect; R-Drop minus {opponent}: {numbers}."
     by_verdict: dict[Verdict, list[str]] = {"better": [], "worse": [], "unshown": []}
     for metric, difference in findings:
         by_verdict[_verdict(metric, difference)].append(metric.label)
@@ -75,6 +71,4 @@ def _number(metric: Metric, difference: Difference) -> str:
     text = f"{metric.label} {scale * difference.mean:+.{digits}f}{unit}"
     if difference.low is None or difference.high is None:
         return text
-    return (
-        f"{text} (95% interval {scale * difference.low:+.{digits}f} to {scale * difference.high:+.{digits}f})"
-    )
+    return f"{text} (95% interval {scale * difference.low:+.{digits}f} to {scale * difference.high:+.{digits}f})"

@@ -25,24 +25,21 @@ CLASSIFICATION_METRICS = (
         label="NLL",
         higher_is_better=False,
         percent=False,
-        explanation="Negative log-likelihood: the mean of -log of the probability given to the right class, "
-        "in nats.",
+        explanation="Negative log-likelihood: the mean of -log of the probability given to the right class, in nats.",
     ),
     Metric(
         name="ece",
         label="Calibration error",
         higher_is_better=False,
         percent=True,
-        explanation=f"Mean distance between confidence and accuracy over {BINS} equal-width bins of "
-        "confidence.",
+        explanation=f"Mean distance between confidence and accuracy over {BINS} equal-width bins of confidence.",
     ),
     Metric(
         name="consistency_kl",
         label="Consistency gap",
         higher_is_better=False,
         percent=False,
-        explanation="KL divergence, in nats, from the average of many dropout-on predictions to the "
-        "dropout-off one.",
+        explanation="KL divergence, in nats, from the average of many dropout-on predictions to the dropout-off one.",
     ),
     Metric(
         name="agreement",
@@ -69,9 +66,7 @@ CLASSIFICATION_METRICS = (
 )
 
 
-def classification_metrics(
-    logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]
-) -> dict[str, float]:
+def classification_metrics(logits: NDArray[np.floating[Any]], labels: NDArray[np.integer[Any]]) -> dict[str, float]:
     """Accuracy, negative log-likelihood (nats) and expected calibration error of `(N, C)` logits.
 
     Args:
@@ -89,9 +84,7 @@ def classification_metrics(
     bins = reliability(logits, labels)
     # Guo et al. 2017, eq. 3: sum over bins of (count / N) * |accuracy - confidence|
     gaps = [
-        b.count * abs(b.accuracy - b.confidence)
-        for b in bins
-        if b.accuracy is not None and b.confidence is not None
+        b.count * abs(b.accuracy - b.confidence) for b in bins if b.accuracy is not None and b.confidence is not None
     ]
     return {
         "accuracy": float((logits.argmax(axis=-1) == labels).mean()),
@@ -127,6 +120,4 @@ def _bin(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliabili
     """One bin from the predictions that fall into it."""
     if not len(confidence):
         return ReliabilityBin(count=0, confidence=None, accuracy=None)
-    return ReliabilityBin(
-        count=len(confidence), confidence=float(confidence.mean()), accuracy=float(right.mean())
-    )
+    return ReliabilityBin(count=len(confidence), confidence=float(confidence.mean()), accuracy=float(right.mean()))

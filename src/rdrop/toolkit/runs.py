@@ -28,15 +28,9 @@ class RunRecord(Record):
     run: Run
     data: str = Field(description="What the run was trained and tested on.")
     warnings: list[str] = Field(description="Warnings of this package during the run.")
-    strategy: str = Field(
-        description="How the passes were run: `single`, `concat`, `shared` or `sequential`."
-    )
-    step_compute: float = Field(
-        description="Operations of one training step as a ratio to one step of plain training."
-    )
-    step_ms: float | None = Field(
-        description="Median time of a training step; null if too few were made to tell."
-    )
+    strategy: str = Field(description="How the passes were run: `single`, `concat`, `shared` or `sequential`.")
+    step_compute: float = Field(description="Operations of one training step as a ratio to one step of plain training.")
+    step_ms: float | None = Field(description="Median time of a training step; null if too few were made to tell.")
     seconds: float = Field(description="Time of the whole run.")
 
 
@@ -158,8 +152,7 @@ def _locked(path: Path) -> Iterator[None]:
             _lock(file.fileno())
         except OSError as error:
             raise UserError(
-                f"another process is working in {path.parent}. Wait for it, or name another folder with "
-                "--out."
+                f"another process is working in {path.parent}. Wait for it, or name another folder with --out."
             ) from error
         yield
 

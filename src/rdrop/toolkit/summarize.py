@@ -20,8 +20,7 @@ READ_WITH_CARE = (
     "for the number of metrics and arms.",
     "Nothing was tuned here: alpha and every other value are those of the recipe.",
     "Learning curves are taken on the test split and select nothing: each run is judged by its last step.",
-    "Computation is counted (matrix products and convolutions, forward and backward), the time of a step is "
-    "measured.",
+    "Computation is counted (matrix products and convolutions, forward and backward), the time of a step is measured.",
 )
 
 
@@ -115,11 +114,7 @@ def _notes(recipe: Recipe, records: Sequence[RunRecord]) -> list[str]:
     """What a careful reader must know."""
     split = "which images are labelled, " if recipe.data.split_seed is None else ""
     return [
-        *(
-            f"{r.run.arm}, seed {r.run.seed} failed: {r.run.error}"
-            for r in records
-            if r.run.status == "failed"
-        ),
+        *(f"{r.run.arm}, seed {r.run.seed} failed: {r.run.error}" for r in records if r.run.status == "failed"),
         *cautions(recipe),
         *dict.fromkeys(warning for record in records for warning in record.warnings),
         f"A seed decides {split}the initial weights, the order of the data and the dropout masks; all but "
@@ -135,17 +130,14 @@ def _timing(by_arm: dict[ArmName, _Results], jobs: int) -> Timing:
     }
     ratios: dict[str, Interval] = {}
     for arm, times in step_ms.items():
-        per_seed = [
-            time / step_ms[BASELINE][seed] for seed, time in times.items() if seed in step_ms[BASELINE]
-        ]
+        per_seed = [time / step_ms[BASELINE][seed] for seed, time in times.items() if seed in step_ms[BASELINE]]
         if per_seed:
             ratios[arm] = interval(per_seed)
     return Timing(
         step_ms={arm: median(times.values()) for arm, times in step_ms.items() if times},
         step_ratio=ratios,
         run_seconds={
-            arm: {record.run.seed: record.seconds for record in results.records}
-            for arm, results in by_arm.items()
+            arm: {record.run.seed: record.seconds for record in results.records} for arm, results in by_arm.items()
         },
         jobs=jobs,
     )

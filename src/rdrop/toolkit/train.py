@@ -113,9 +113,7 @@ def build_model(recipe: Recipe, seed: int) -> nn.Module:
     return DigitsCNN(dropout=recipe.model.dropout, classes=digits.CLASSES)
 
 
-def step_compute(
-    model: nn.Module, batch: dict[str, Tensor], goal: Objective, recipe: Recipe
-) -> tuple[float, str]:
+def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, recipe: Recipe) -> tuple[float, str]:
     """Counted operations of a training step as a ratio to one plain step, and how its passes are run.
 
     Counted are the matrix products and convolutions of forward and backward on a real batch, which is what
@@ -245,15 +243,9 @@ def _curves(state: TrainerState, goal: Objective) -> dict[str, Curve]:
     """The logged quantities over the optimizer steps; one pass has nothing to diverge from."""
     curves = {}
     for key, name in CURVES.items():
-        points = [
-            (entry["step"], entry[key])
-            for entry in state.log_history
-            if math.isfinite(entry.get(key, math.nan))
-        ]
+        points = [(entry["step"], entry[key]) for entry in state.log_history if math.isfinite(entry.get(key, math.nan))]
         if points and (goal.passes > 1 or key != "divergence"):
-            curves[name] = Curve(
-                steps=[int(step) for step, _ in points], values=[float(value) for _, value in points]
-            )
+            curves[name] = Curve(steps=[int(step) for step, _ in points], values=[float(value) for _, value in points])
     return curves
 
 

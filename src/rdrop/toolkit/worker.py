@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sys
 import threading
 import warnings
 from multiprocessing import parent_process
@@ -27,6 +28,8 @@ def start(progress: Queue[int]) -> None:
     _progress = progress
     progress.cancel_join_thread()  # the last word about progress must not keep a process from ending
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the run without a traceback
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
