@@ -233,6 +233,20 @@ def test_randomness_on_draws_without_moving_statistics_and_restores_flags_after_
     torch.testing.assert_close(model[0].norm.state_dict(), statistics, rtol=0, atol=0)
 
 
+def test_randomness_on_leaves_a_normalisation_layer_in_evaluation_mode_even_if_it_holds_a_rate() -> None:
+    class NormDropout(nn.BatchNorm1d):
+        drop_rate = 0.0
+
+        def forward(self, input: Tensor) -> Tensor:
+            return F.dropout(super().forward(input), self.drop_rate, self.training)
+
+    norm = NormDropout(4)
+    norm.drop_rate = 0.5
+    assert len(stochastic_layers(norm)) == 1  # the premise
+    with randomness_on(norm):
+        assert not norm.training
+
+
 def test_randomness_off_is_evaluation_mode_and_restores_flags() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     model[0].eval()

@@ -109,7 +109,7 @@ def consistency_gap(
                     average += _log_probabilities(call(), logits).exp_()
             labelled = labelled and labels is not None
             totals += _sums(off, average / samples, labels)
-    torch.clear_autocast_cache()  # casts made here have no graph; a training step must not be handed one
+    torch.clear_autocast_cache()  # casts made here have no graph; a training step must not get one
     positions = int(totals[-1])
     if positions == 0:
         raise ValueError("no position counts: there is no batch, or every label is -100")

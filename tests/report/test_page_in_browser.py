@@ -48,7 +48,7 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def files(make_summary: Callable[..., Summary], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The reports that the tests open."""
-    long_name = "an-arm-with-a-very-long-name" * 2
+    long_name = "an_arm_with_a_very_long_name" * 2
     summaries = {
         "full": make_summary(),
         "one seed, failed arm": make_summary(seeds=[0], failed=[("rdrop", 0)]),
@@ -164,6 +164,7 @@ def test_a_screen_reader_meets_names(report: Open, summary: Summary) -> None:
     named = re.compile(r"\w")
     assert page.locator("figure").count() == page.get_by_role("figure", name=named).count() == 8
     assert page.locator("svg.chart").count() == page.get_by_role("img", name=named).count() == 7 + 4
+    assert page.get_by_role("figure", name="NLL while training", exact=True).count() == 1
     assert page.get_by_role("img", name="Reliability of rdrop").count() == 1
     assert page.get_by_role("region", name="Results of each arm").get_by_role("row").count() == 2 + 4
 
