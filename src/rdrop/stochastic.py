@@ -207,8 +207,9 @@ def set_dropout(model: nn.Module, rate: float | Sequence[float], *, only: Collec
     """Set dropout rates, the same for all passes or one for each.
 
     With a sequence, pass i of `forward_passes` uses `rate[i]` (the paper's ablation of two rates, in 0.3..0.5), and the
-    passes run one after the other. The sequence is kept on each module as `rates_per_pass`; outside of `forward_passes`
-    the first rate holds. A single number clears it.
+    passes run one after the other. The sequence is kept on each module as `rates_per_pass`; outside `forward_passes`
+    the first rate holds, also when activation checkpointing recomputes a pass, so do not combine the two. A single
+    number clears it.
 
     Args:
         model: Any module.
