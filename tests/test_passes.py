@@ -726,6 +726,9 @@ def test_compiled_models_repeat_the_batch_without_a_trial() -> None:
     assert plain[0].weight.grad is not None
 
 
+@pytest.mark.xfail(
+    torch.__version__ < "2.15", strict=False, reason="older Dynamo fails on frames it should skip: compile the model"
+)
 def test_a_compiled_step_may_contain_the_passes() -> None:
     torch.manual_seed(0)
     model, x = mlp(), torch.randn(3, 6)
@@ -758,7 +761,8 @@ def test_activation_checkpointing_changes_nothing(strategy: Strategy) -> None:
         grads.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(grads[0], grads[1])
     if strategy == "auto":
-        assert "CheckpointError" in explain_passes(Checkpointed(True), x).refusals["shared"]
+        refusal = explain_passes(Checkpointed(True), x).refusals["shared"]
+        assert "CheckpointError" in refusal or "vmap" in refusal  # newer torch only notices in backward
 
 
 @pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
