@@ -84,7 +84,7 @@ class RDropTrainer(Trainer):
         ValueError: With several GPUs in one process, or with a `compute_loss_func` beside the objective.
 
     >>> import torch, tempfile
-    >>> from transformers import TrainingArguments
+    >>> from transformers import PrinterCallback, TrainingArguments
     >>> class Net(torch.nn.Module):
     ...     def __init__(self):
     ...         super().__init__()
@@ -95,6 +95,7 @@ class RDropTrainer(Trainer):
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     args = TrainingArguments(folder, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
     ...     trainer = RDropTrainer(Net(), args, train_dataset=rows, rdrop=RDropConfig(alpha=1.0))
+    ...     trainer.remove_callback(PrinterCallback)
     ...     trainer.train().global_step
     2
     """

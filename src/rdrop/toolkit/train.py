@@ -220,7 +220,7 @@ def _test(
 ) -> tuple[dict[str, float], list[ReliabilityBin]]:
     """Metrics and reliability on the test split."""
     logits, labels = _scored(trainer.predict(test))
-    set_seed(seed)
+    set_seed(seed)  # the same masks in every arm
     gap = consistency_gap(model, _batches(test), samples=recipe.compare.samples)
     metrics = classification_metrics(logits, labels) | {
         "consistency_kl": gap.kl,
