@@ -38,26 +38,18 @@ __all__ = [
 __version__ = version("rdrop")
 
 _HOME = {
-    "ConsistencyGap": "diagnostics",
-    "consistency_gap": "diagnostics",
-    "NoEffectWarning": "errors",
-    "RDropLoss": "loss",
-    "RDropOutput": "loss",
-    "divergence": "loss",
-    "rdrop_loss": "loss",
-    "NotBatched": "passes",
-    "PassPlan": "passes",
-    "explain_passes": "passes",
-    "forward_passes": "passes",
-    "StochasticLayer": "stochastic",
-    "set_dropout": "stochastic",
-    "stochastic_layers": "stochastic",
+    "diagnostics": ("ConsistencyGap", "consistency_gap"),
+    "errors": ("NoEffectWarning",),
+    "loss": ("RDropLoss", "RDropOutput", "divergence", "rdrop_loss"),
+    "passes": ("NotBatched", "PassPlan", "explain_passes", "forward_passes"),
+    "stochastic": ("StochasticLayer", "set_dropout", "stochastic_layers"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f"rdrop.{_HOME[name]}"), name)
+    for module, names in _HOME.items():
+        if name in names:
+            return getattr(import_module(f"rdrop.{module}"), name)
     if name in __all__:
         return import_module(f"rdrop.{name}")
     raise AttributeError(f"module 'rdrop' has no attribute {name!r}; it has {', '.join(__all__)}")

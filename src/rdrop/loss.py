@@ -103,12 +103,17 @@ def rdrop_loss(
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
     categorical_weight = class_weight if kind == "categorical" else None
     rows = IMPLEMENTATIONS[choose(impl, labels, class_weight).name]
-    task, distance = rows(logits, labels, keep, categorical_weight, objective)
-    if class_weight is not None and categorical_weight is None:
+    weigh_labels = class_weight is not None and kind == "binary"
+    positions = logits.shape[1:-1] if kind == "categorical" else logits.shape[1:]
+    by = _reduction.divisor(positions.numel(), keep, reduction, normalizer)
+    foretold = None
+    if logits.device.type == "cpu" and reduction != "none" and not weigh_labels and not torch.compiler.is_compiling():
+        foretold = (0.0 if labels is None else 1 / float(by), float(alpha) / float(by))
+    task, distance = rows(logits, labels, keep, categorical_weight, objective, foretold)
+    if class_weight is not None and weigh_labels:
         task = task * class_weight.to(task.dtype)
-    task = _reduction.reduce(task, keep, reduction, normalizer)
-    distance = _reduction.reduce(distance, keep, reduction, normalizer)
-    return RDropOutput(task + alpha * distance, task, distance)
+    task, distance = (_reduction.reduce(values, reduction, by) for values in (task, distance))
+    return RDropOutput(alpha * distance if labels is None else task + alpha * distance, task, distance)
 
 
 def divergence(

@@ -19,20 +19,20 @@ def counted_positions(labels: Tensor | None, mask: Tensor | None, ignore_index: 
     return keep
 
 
-def reduce(values: Tensor, keep: Tensor | None, reduction: Reduction, normalizer: float | Tensor | None) -> Tensor:
-    """Reduce per-position `values`, which are 0 at positions that do not count.
+def divisor(
+    positions: int, keep: Tensor | None, reduction: Reduction, normalizer: float | Tensor | None
+) -> Tensor | float:
+    """What the sum over positions is divided by: `normalizer`, or without one the number of positions that count.
 
-    `mean` divides by `normalizer`, or without one by the number of positions that count. A divisor of 0 (nothing
-    counts) gives a 0 with a graph. No value is read on the host.
+    Where nothing counts it is 1, so that the mean of nothing is a 0 with a graph. No value is read on the host.
     """
-    if reduction == "none":
-        return values
-    total = values.sum()
-    if reduction == "sum":
-        return total
+    if reduction != "mean":
+        return 1.0
     if normalizer is None:
-        return total / (max(values.numel(), 1) if keep is None else keep.sum().clamp(min=1))
-    if isinstance(normalizer, Tensor):
-        normalizer = normalizer.to(total)
-        return total / normalizer.where(normalizer != 0, 1)
-    return total / normalizer
+        return max(positions, 1) if keep is None else keep.sum().clamp(min=1)
+    return normalizer.where(normalizer != 0, 1) if isinstance(normalizer, Tensor) else normalizer or 1.0
+
+
+def reduce(values: Tensor, reduction: Reduction, by: Tensor | float) -> Tensor:
+    """Sum per-position `values`, which are 0 at positions that do not count, and divide; or leave them (`none`)."""
+    return values if reduction == "none" else values.sum() / by

@@ -1,8 +1,7 @@
 """Implementations of the objective behind one signature, and the choice between them.
 
-Each implementation is a function `rows(logits, labels, keep, class_weight, objective)` that returns the task loss and
-the divergence of every position (see `rdrop.kernels.reference.rows`); masks, reductions and alpha are applied
-outside, once.
+Each implementation is a function `rows` that returns the task loss and the divergence of every position, as
+`rdrop.kernels.reference.rows` documents it; masks, reductions and alpha are applied outside, once.
 """
 
 from __future__ import annotations
@@ -14,12 +13,11 @@ import torch
 from torch import Tensor
 
 from rdrop.kernels import fused, reference
-from rdrop.options import Objective
 
-Rows = Callable[[Tensor, Tensor | None, Tensor | None, Tensor | None, Objective], tuple[Tensor, Tensor]]
 Impl = Literal["auto", "reference", "fused"]
 
-IMPLEMENTATIONS: dict[str, Rows] = {"reference": reference.rows, "fused": fused.rows}
+
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": reference.rows, "fused": fused.rows}
 
 
 class Choice(NamedTuple):

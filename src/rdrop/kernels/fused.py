@@ -1,23 +1,23 @@
 """Closed-form gradients in row chunks: no full-size temporary besides the gradient of the logits.
 
-Forward and backward both walk over chunks of rows small enough to stay in the processor's cache, and the backward pass
-writes each chunk of the gradient once. With p_k = softmax of pass k, u the target weights of a row, and row gradients
-`task` and `distance` from above, the gradient of pass k is
+The rows are walked over in chunks small enough to stay in the processor's cache. With p_k = softmax of pass k, u the
+target weights of a row, and row gradients `task` and `distance` from above, the gradient of pass k is
 
     task / M * (sum(u) p_k - u)  +  distance * ( c_k p_k (s_k - E_{p_k}[s_k]) + w_k (p_k - anchor) )
 
-where the scores s, the anchor and the weights c, w belong to the divergence (`_slope`). For two passes and the
+where the scores s, the anchor and the weights c, w belong to the divergence (`_Chunk.slope`). For two passes and the
 symmetric Kullback-Leibler divergence this is the gradient that follows from eq. 2 and 4 of the paper.
+
+Backward can read the logits again and write each chunk of the gradient once. On a CPU forward does it already, while a
+chunk is in the cache, where the caller can foretell the row gradients up to a common factor, as for a mean or a sum.
+Backward then only checks that they came as foretold.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import math
-import mmap
-import sys
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -28,7 +28,7 @@ from rdrop.kernels import reference
 from rdrop.options import Objective
 from rdrop.task_losses import cross_entropy, soft_targets, squared_error
 
-CHUNK = {"cpu": 1 << 18, "cuda": 1 << 25}
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
 """Logits in a chunk: what stays in a CPU's cache; on a GPU, what keeps it busy."""
 
 
@@ -38,10 +38,42 @@ def rows(
     keep: Tensor | None,
     class_weight: Tensor | None,
     objective: Objective,
+    foretold: tuple[float, float] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Task loss and divergence of each position, as `rdrop.kernels.reference.rows` defines them."""
-    task, distance = _Rows.apply(logits, labels, keep, class_weight, objective)
+    """Task loss and divergence of each position, as `rdrop.kernels.reference.rows` defines them.
+
+    `foretold` are the gradients of both terms that every row will get in backward, if they are known up to a factor.
+    """
+    if keep is not None and keep.device.type == "cpu" and keep.all():
+        keep = None
+    prepared = None
+    # A gradient in half precision could underflow before a loss scale multiplies it.
+    if foretold and logits.requires_grad and torch.is_grad_enabled() and logits.dtype in (torch.float32, torch.float64):
+        prepared = _Prepared(*foretold)
+    task, distance = _Rows.apply(logits, labels, keep, class_weight, objective, prepared)
     return task, distance
+
+
+class _Prepared:
+    """A gradient of the logits that is there before backward, and the row gradients that it is for."""
+
+    def __init__(self, task: float, distance: float) -> None:
+        self.foretold = task, distance
+        self.gradient: Tensor | None = None
+
+    def take(self, *came: Tensor) -> Tensor | None:
+        """Hand out the gradient, once, if the row gradients `came` as foretold up to a common factor."""
+        gradient, self.gradient = self.gradient, None
+        if gradient is None or came[0].numel() == 0:
+            return gradient
+        ranges = [[end.item() for end in rows.aminmax()] for rows in came]
+        factor = next((ends[0] / f for ends, f in zip(ranges, self.foretold, strict=True) if f), 1.0)
+        near = 8 * torch.finfo(came[0].dtype).eps * abs(factor)
+        if not all(
+            abs(end - factor * f) <= near * f for ends, f in zip(ranges, self.foretold, strict=True) for end in ends
+        ):
+            return None
+        return gradient if abs(factor - 1) <= near else gradient.mul_(factor)
 
 
 class _Rows(torch.autograd.Function):
@@ -54,20 +86,28 @@ class _Rows(torch.autograd.Function):
         keep: Tensor | None,
         class_weight: Tensor | None,
         objective: Objective,
+        prepared: _Prepared | None,
     ) -> tuple[Tensor, Tensor]:
         dtype = torch.promote_types(logits.dtype, torch.float32)
         positions = logits.shape[1:-1] if objective.kind == "categorical" else logits.shape[1:]
         task, distance = (logits.new_zeros(positions, dtype=dtype) for _ in range(2))
-        for (z,), (y, k, t, d) in _chunks(positions, (logits,), (labels, keep, task, distance)):
-            chunk = _Chunk(z, y, k, class_weight, objective, dtype)
-            for out, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
+        gradient = None if prepared is None else torch.empty_like(logits)
+        memory = _Memory(dtype, logits.device)
+        for (z, out), (y, k, t, d) in _chunks(positions, (logits, gradient), (labels, keep, task, distance)):
+            chunk = _Chunk(z, y, k, class_weight, objective, memory)
+            for term, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
                 if values is not None:
-                    out.copy_(values if k is None else torch.where(k, values, 0))
+                    term.copy_(values if k is None else torch.where(k, values, 0))
+            if prepared is not None:
+                expected = t.new_tensor(prepared.foretold).unsqueeze(-1).expand(2, len(t))
+                chunk.write_gradient(expected[0], expected[1], out)
+        if prepared is not None:
+            prepared.gradient = gradient
         return task, distance
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        *tensors, ctx.objective = inputs
+        *tensors, ctx.objective, ctx.prepared = inputs
         ctx.save_for_backward(*tensors)
 
     @staticmethod
@@ -77,23 +117,40 @@ class _Rows(torch.autograd.Function):
             terms = reference.rows(logits, labels, keep, class_weight, ctx.objective)
             differentiable = [(term, g) for term, g in zip(terms, (task, distance), strict=True) if term.requires_grad]
             outputs, gradients = zip(*differentiable, strict=True)
-            return *torch.autograd.grad(outputs, logits, gradients, create_graph=True), None, None, None, None
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        gradient = _in_huge_pages(torch.empty_like(logits))
-        for (z, out), (y, k, t, d) in _chunks(task.shape, (logits, gradient), (labels, keep, task, distance)):
-            _Chunk(z, y, k, class_weight, ctx.objective, dtype).write_gradient(t, d, out)
-            if k is not None:
-                out.masked_fill_(~k.unsqueeze(-1) if ctx.objective.kind == "categorical" else ~k, 0)
-        return gradient, None, None, None, None
+            return *torch.autograd.grad(outputs, logits, gradients, create_graph=True), *[None] * 5
+        gradient = None if ctx.prepared is None else ctx.prepared.take(task, distance)
+        if gradient is None:
+            gradient = torch.empty_like(logits)
+            memory = _Memory(torch.promote_types(logits.dtype, torch.float32), logits.device)
+            for (z, out), (y, k, t, d) in _chunks(task.shape, (logits, gradient), (labels, keep, task, distance)):
+                _Chunk(z, y, k, class_weight, ctx.objective, memory).write_gradient(t, d, out)
+        return gradient, *[None] * 5
 
 
-class _Slope(NamedTuple):
-    """The parts of a divergence's gradient: per pass c p (s - E_p[s]) + w (p - anchor)."""
+class _Memory:
+    """Buffers that all chunks of a call share: memory that is asked for anew each time costs page faults."""
 
-    scores: Tensor
-    anchor: Tensor | None
-    c: list[float]
-    w: list[float]
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.dtype, self.device = dtype, device
+        self.buffers: dict[str, Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int]) -> Tensor:
+        """The buffer of this name, at least as large as in any chunk before."""
+        size = math.prod(shape)
+        if name not in self.buffers or self.buffers[name].numel() < size:
+            self.buffers[name] = torch.empty(size, dtype=self.dtype, device=self.device)
+        return self.buffers[name][:size].view(shape)
+
+
+class _Tie(NamedTuple):
+    """A divergence, `(R)`, and by pass the parts of its gradient c p (s - E_p[s]) + w (p - anchor)."""
+
+    distance: Tensor
+    scores: Sequence[Tensor]
+    mean_scores: Sequence[Tensor]
+    anchors: Sequence[Tensor]
+    c: Sequence[float]
+    w: Sequence[float]
 
 
 class _Chunk:
@@ -106,166 +163,156 @@ class _Chunk:
         keep: Tensor | None,
         class_weight: Tensor | None,
         objective: Objective,
-        dtype: torch.dtype,
+        memory: _Memory,
     ) -> None:
-        self.labels, self.keep, self.class_weight, self.objective = labels, keep, class_weight, objective
+        self.keep, self.objective, self.memory = keep, objective, memory
         self.passes = len(z)
-        if objective.kind == "categorical":
-            self.p, self.log_p = _softmax(z.to(dtype))
-        elif objective.kind == "binary":
-            self.log_p = two_classes(z.to(dtype))
-            self.p = self.log_p.exp()
-            if labels is not None:
-                self.labels = torch.stack((yes := labels.to(dtype), 1 - yes), -1)
-        else:
-            self.values = z.to(dtype)
+        self.z = z if z.dtype == memory.dtype else memory.take("z", z.shape).copy_(z)
+        self.index: Tensor | None = None  # class ids for gather and scatter, (M, R, 1)
+        self.target: Tensor | None = None  # or the weight of every class, (R, C); or the values of a regression, (R)
+        self.mass: Tensor | float = 0.0  # sum of the weights, (R, 1)
+        if objective.kind == "regression":
+            self.target = None if labels is None else labels.to(memory.dtype)
+            return
+        if objective.kind == "binary":
+            self.z = two_classes(self.z)
+            labels = None if labels is None else torch.stack((yes := labels.to(memory.dtype), 1 - yes), -1)
+        self.p = memory.take("p", self.z.shape)
+        for k in range(len(z)):  # a pass is contiguous where all of them together are not
+            torch.softmax(self.z[k], -1, out=self.p[k])
+        # At the largest logit both z and p are known, so log p = z - top + log_top costs no second exponential.
+        self.top, self.log_top = self.z.amax(-1, keepdim=True), self.p.amax(-1, keepdim=True).log_()
+        if labels is not None and not labels.is_floating_point() and not objective.label_smoothing:
+            ids = (labels if keep is None else torch.where(keep, labels, 0)).long().unsqueeze(-1)
+            self.index = ids.expand(self.passes, *ids.shape)
+            self.mass = (
+                torch.ones_like(ids, dtype=memory.dtype) if class_weight is None else class_weight.to(self.p)[ids]
+            )
+        elif labels is not None:
+            self.target = soft_targets(labels, self.log_p, keep, objective.label_smoothing, class_weight)
+            self.mass = self.target.sum(-1, keepdim=True)
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        """Log-probabilities `(M, R, C)`."""
+        return torch.sub(self.z, self.top, out=self.memory.take("log_p", self.z.shape)).add_(self.log_top)
 
     def task_loss(self) -> Tensor | None:
         """Mean over passes of the task loss, `(R)`, or None without labels."""
-        if self.labels is None:
+        if self.index is not None:
+            log_p = self.z.gather(-1, self.index).sub_(self.top).add_(self.log_top)
+            return -(self.mass * log_p.mean(0)).squeeze(-1)
+        if self.target is None:
             return None
         if self.objective.kind == "regression":
-            return squared_error(self.values, self.labels.to(self.values.dtype))
-        if self._hard:
-            index, weight = self._class_ids()
-            return -weight * self.log_p.gather(-1, index).mean(0).squeeze(-1)
-        return cross_entropy(self.log_p, self._soft_targets())
+            return squared_error(self.z, self.target)
+        return cross_entropy(self.log_p, self.target)
 
     def divergence(self) -> Tensor | None:
-        """Divergence of the passes, `(R)`, or None for a single one. Uses up the probabilities."""
+        """Divergence of the passes, `(R)`, or None for a single one."""
         if self.passes == 1:
             return None
-        if self.objective.kind == "regression":
-            return squared_difference(self.values)
-        p = self.p
-        scores, anchor, c, _ = self._slope()
-        if self.objective.divergence == "mse":
-            return _dot(scores, scores).sum(0) * (c[0] / 2)
-        if self.objective.divergence == "symmetric_kl":
-            assert anchor is not None
-            if self._finite:
-                return _dot(p.sub_(anchor), scores).sum(0) * c[0]
-            p = torch.where(scores.isinf(), p, p - anchor)
-        return torch.stack([ci * _dot(pi, si) for ci, pi, si in zip(c, p, scores, strict=True) if ci]).sum(0)
+        return squared_difference(self.z) if self.objective.kind == "regression" else self.tie.distance
 
     def write_gradient(self, task: Tensor, distance: Tensor, out: Tensor) -> None:
         """Write the gradient of the rows into `out` (the shape of the logits), given those of both terms, `(R)`."""
-        objective, passes = self.objective, self.passes
-        moves = [passes > 1 and objective.moves(k) for k in range(passes)]
+        objective, M = self.objective, self.passes
+        moves = [M > 1 and objective.moves(k) for k in range(M)]
         if objective.kind == "regression":
-            centred = self.values - self.values.mean(0)
-            for k in range(passes):
-                g = torch.zeros_like(task)
-                if self.labels is not None:
-                    g += 2 / passes * task * (self.values[k] - self.labels.to(g.dtype))
-                if moves[k]:
-                    g += 4 / (passes - 1) * distance * centred[k]
-                out[k].copy_(g)
-            return
-        p = self.p
-        task, distance = (task / passes).unsqueeze(-1), distance.unsqueeze(-1)
-        target, index = None, None
-        mass: Tensor | float = 0.0
-        if self.labels is not None and self._hard:
-            index, weight = self._class_ids()
-            mass = weight.unsqueeze(-1)
-        elif self.labels is not None:
-            target = self._soft_targets()
-            mass = target.sum(-1, keepdim=True)
-        slope = self._slope() if any(moves) else None
-        mean_score = None if slope is None else _dot(p, slope.scores).unsqueeze(-1)
-        for k in range(passes):
-            rate = task * mass
-            if slope is None or not moves[k]:
-                g = p[k] * rate
-            else:
-                rate = rate + slope.w[k] * distance
-                if slope.c[k]:
-                    assert mean_score is not None
-                    scale = slope.c[k] * distance
-                    g = slope.scores[k].mul_(scale).add_(rate - scale * mean_score[k]).mul_(p[k])
-                else:
-                    g = p[k] * rate
-            if index is not None:
-                g.scatter_add_(-1, index[k], -task * mass)
-            elif target is not None:
-                g.addcmul_(target, task, value=-1)
-            if slope is not None and slope.anchor is not None and moves[k] and slope.w[k]:
-                in_place = objective.kind == "categorical"  # one walk over memory less than a copy afterwards
-                g = torch.addcmul(g, slope.anchor, distance, value=-slope.w[k], out=out[k] if in_place else None)
-                if in_place:
-                    continue
-            out[k].copy_(g[..., 0] if objective.kind == "binary" else g)
-
-    @property
-    def _hard(self) -> bool:
-        """Whether the target of a row is a single class."""
-        return self.labels is not None and not self.labels.is_floating_point() and not self.objective.label_smoothing
-
-    def _class_ids(self) -> tuple[Tensor, Tensor]:
-        """Ids for gather and scatter, `(M, R, 1)`, and the weight of each row's class, `(R)`."""
-        assert self.labels is not None
-        ids = (self.labels if self.keep is None else torch.where(self.keep, self.labels, 0)).long()
-        if self.class_weight is None:
-            weight = self.log_p.new_ones(ids.shape)
+            centre = self.z.mean(0)
+            for k in range(M):
+                g = 0 * task if self.target is None else 2 / M * task * (self.z[k] - self.target)
+                out[k].copy_(g + 4 / (M - 1) * distance * (self.z[k] - centre) if moves[k] else g)
         else:
-            weight = self.class_weight.to(self.log_p.dtype)[ids]
-        return ids.unsqueeze(-1).expand(self.passes, *ids.shape, 1), weight
+            task, distance = (task / M).unsqueeze(-1), distance.unsqueeze(-1)
+            tie = self.tie if any(moves) else None
+            g = self.memory.take("g", self.p.shape[1:])
+            for k in range(M):
+                c, w = (tie.c[k], tie.w[k]) if tie and moves[k] else (0.0, 0.0)
+                rate = task * self.mass + w * distance
+                if tie and c:
+                    scale = c * distance
+                    rate -= scale * tie.mean_scores[k].unsqueeze(-1)
+                    torch.mul(tie.scores[k], scale, out=g).add_(rate).mul_(self.p[k])
+                else:
+                    torch.mul(self.p[k], rate, out=g)
+                if self.index is not None:
+                    g.scatter_add_(-1, self.index[k], -task * self.mass)
+                elif self.target is not None:
+                    g.addcmul_(self.target, task, value=-1)
+                if tie and w:
+                    straight = out[k] if objective.kind == "categorical" else g  # without a copy, where shapes agree
+                    torch.addcmul(g, tie.anchors[k], distance, value=-w, out=straight)
+                if not w or objective.kind == "binary":
+                    out[k].copy_(g[..., 0] if objective.kind == "binary" else g)
+        if self.keep is not None:
+            out.masked_fill_(~self.keep.unsqueeze(-1) if objective.kind == "categorical" else ~self.keep, 0)
 
-    def _soft_targets(self) -> Tensor:
-        assert self.labels is not None
-        return soft_targets(self.labels, self.log_p, self.keep, self.objective.label_smoothing, self.class_weight)
-
-    def _slope(self) -> _Slope:
-        """The scores `(M, R, C)`, the anchor `(R, C)` and the weights of the divergence. Overwrites `log_p`."""
-        p, log_p, M = self.p, self.log_p, self.passes
+    @cached_property
+    def tie(self) -> _Tie:
+        """The divergence and the parts of its gradient. Overwrites `log_p`."""
+        p, M, take = self.p, self.passes, self.memory.take
+        row, even, none = p.shape[1:], [1 / (M - 1)] * M, [0.0] * M
+        if self.objective.divergence == "symmetric_kl" and M == 2:
+            # The most common case has shortcuts: the scores are half the difference of the logits, up to their sign and
+            # a constant of the row, and each distribution is the other one's anchor.
+            score = torch.sub(self.z[0], self.z[1], out=take("centre", row))
+            if self._finite(score):
+                distance = self._dot(torch.sub(p[0], p[1], out=take("g", row)), score) / 2
+                means = [self._dot(pk, score) for pk in p]
+                return _Tie(distance, [score] * 2, means, [p[1], p[0]], [0.5, -0.5], [0.5, 0.5])
+        anchors, c, w = [_sum(p, take("anchor", row)).div_(M)] * M, even, none
         match self.objective.divergence:
             case "symmetric_kl":
-                each = [1 / (M - 1)] * M
-                return _Slope(self._centred(_mean(log_p)), _mean(p), each, each)
+                scores, w = self._centred(_sum(self.log_p, take("centre", row)).div_(M)), even
             case "kl":
-                others = _mean(log_p[1:])
-                return _Slope(self._centred(others), p[0], [1.0] + [0.0] * (M - 1), [0.0] + [1 / (M - 1)] * (M - 1))
+                scores = self._centred(_sum(self.log_p[1:], take("centre", row)).div_(M - 1))
+                anchors, c, w = [p[0]] * M, [1.0, *none[1:]], [0.0, *even[1:]]
             case "js":
-                log_mean = torch.logsumexp(log_p, 0) - math.log(M)
-                return _Slope(self._centred(log_mean), None, [1 / M] * M, [0.0] * M)
+                scores, c = self._centred(torch.logsumexp(self.log_p, 0).sub_(math.log(M))), [1 / M] * M
             case "mse":
-                return _Slope(p - _mean(p), None, [4 / (M - 1)] * M, [0.0] * M)
+                scores, c = torch.sub(p, anchors[0], out=take("log_p", p.shape)), [4 / (M - 1)] * M
+                distance = self._dot(scores, scores).sum(0) * 2 / (M - 1)
+                return _Tie(distance, scores.unbind(), self._dot(p, scores).unbind(), anchors, c, w)
+        means = self._dot(p, scores)
+        distance = torch.stack([ck * mean for ck, mean in zip(c, means, strict=True) if ck]).sum(0)
+        if self.objective.divergence == "symmetric_kl":
+            # The scores of a class sum to rounding errors over the passes. Without them this is the covariance of p
+            # and log p, which keeps its digits where the passes nearly agree.
+            error = even[0] * self._dot(anchors[0], _sum(scores, take("g", row)))
+            distance -= torch.where(error.isfinite(), error, 0)
+        return _Tie(distance, scores.unbind(), means.unbind(), anchors, c, w)
 
     def _centred(self, centre: Tensor) -> Tensor:
         """`log_p` - `centre` in place, and 0 where p is 0 and the difference is not finite."""
         scores = self.log_p.sub_(centre)
-        # A sum is finite only if all its terms are, so one reduction finds the rare chunk that has impossible
-        # classes. On a GPU looking at it would make the host wait: there every chunk is cleaned.
-        self._finite = scores.device.type == "cpu" and math.isfinite(scores.sum().item())
-        if not self._finite:
+        if not self._finite(scores):
             scores.masked_fill_((self.p == 0) & ~scores.isfinite(), 0)
         return scores
 
+    def _finite(self, values: Tensor) -> bool:
+        """Whether all values are known to be finite: a sum is so only if all its terms are.
 
-def _softmax(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Probabilities and their logarithms, without a second exponential: at the largest logit both are known."""
-    p = z.softmax(-1)
-    return p, (z - z.amax(-1, keepdim=True)).add_(p.amax(-1, keepdim=True).log_())
+        That finds the rare chunk with impossible classes. On a GPU looking at a value would make the host wait.
+        """
+        return values.device.type == "cpu" and math.isfinite(values.sum().item())
+
+    def _dot(self, a: Tensor, b: Tensor) -> Tensor:
+        """Sum of products over the last axis."""
+        return torch.mul(a, b, out=self.memory.take("product", a.shape)).sum(-1)
 
 
-def _mean(values: Tensor) -> Tensor:
-    """Mean over passes; adding slice by slice is several times faster than a reduction over so short an axis."""
-    total = values[0] + values[1] if len(values) > 1 else values[0].clone()
+def _sum(values: Tensor, out: Tensor) -> Tensor:
+    """Sum over passes; slice by slice is several times faster than a reduction over so short an axis."""
+    torch.add(values[0], values[1], out=out) if len(values) > 1 else out.copy_(values[0])
     for value in values[2:]:
-        total += value
-    return total.div_(len(values))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Sum of products over the last axis."""
-    product: Tensor = torch.linalg.vecdot(a, b)
-    return product
+        out += value
+    return out
 
 
 def _chunks(
-    positions: torch.Size, stacked: Sequence[Tensor], single: Sequence[Tensor | None]
-) -> Iterator[tuple[list[Tensor], list[Any]]]:
+    positions: torch.Size, stacked: Sequence[Tensor | None], single: Sequence[Tensor | None]
+) -> Iterator[tuple[list[Any], list[Any]]]:
     """Cut tensors into chunks of rows, as views, whatever their strides.
 
     `stacked` have a pass axis before the `positions`, `single` have not. Axes of positions that cannot be merged into
@@ -273,37 +320,23 @@ def _chunks(
     """
     try:
         stacked = [_merge(x, 1, len(positions)) for x in stacked]
-        single = [None if x is None else _merge(x, 0, len(positions)) for x in single]
+        single = [_merge(x, 0, len(positions)) for x in single]
     except RuntimeError:
         for i in range(positions[0]):
-            inner = [x[:, i] for x in stacked], [None if x is None else x[i] for x in single]
+            inner = [x if x is None else x[:, i] for x in stacked], [x if x is None else x[i] for x in single]
             yield from _chunks(positions[1:], *inner)
         return
     logits = stacked[0]
+    assert logits is not None
     per_row = len(logits) * (math.prod(logits.shape[2:]) or 1)
     size = max(1, CHUNK.get(logits.device.type, CHUNK["cuda"]) // per_row)
     for start in range(0, logits.shape[1], size):
         part = slice(start, start + size)
-        yield [x[:, part] for x in stacked], [None if x is None else x[part] for x in single]
+        yield [x if x is None else x[:, part] for x in stacked], [x if x is None else x[part] for x in single]
 
 
-def _merge(x: Tensor, start: int, count: int) -> Tensor:
+def _merge(x: Tensor | None, start: int, count: int) -> Tensor | None:
     """Merge `count` axes from `start` on into one, as a view; raises RuntimeError where the strides do not allow it."""
-    if count == 1:
+    if x is None or count == 1:
         return x
     return x.view(*x.shape[:start], math.prod(x.shape[start : start + count]), *x.shape[start + count :])
-
-
-def _in_huge_pages(x: Tensor) -> Tensor:
-    """Ask Linux to back fresh memory with huge pages: most of the cost of writing it first is the page faults."""
-    size = x.numel() * x.element_size()
-    if x.device.type == "cpu" and sys.platform == "linux" and size >= 1 << 23:
-        start = -(-x.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (x.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
-        _madvise()(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_HUGEPAGE)
-    return x
-
-
-@functools.cache
-def _madvise() -> Any:
-    return ctypes.CDLL(None).madvise

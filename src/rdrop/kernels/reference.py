@@ -16,6 +16,7 @@ def rows(
     keep: Tensor | None,
     class_weight: Tensor | None,
     objective: Objective,
+    foretold: tuple[float, float] | None = None,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     """Task loss and divergence of each position; 0 where `keep` is false, whatever stands there.
 
@@ -25,6 +26,8 @@ def rows(
         keep: Positions that count, bool `(*positions)`, or None for all.
         class_weight: `(C,)` for the categorical kind, or None.
         objective: The options.
+        foretold: The gradients of both terms that every row will get in backward, if they are known up to a common
+            factor; an implementation may prepare for them, and must not rely on them.
 
     Returns:
         Two tensors `(*positions)` in float32, or in float64 for float64 logits.
