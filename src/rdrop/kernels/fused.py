@@ -180,8 +180,6 @@ class _Chunk:
         self.p = memory.take("p", self.z.shape)
         for k in range(len(z)):  # a pass is contiguous where all of them together are not
             torch.softmax(self.z[k], -1, out=self.p[k])
-        # At the largest logit both z and p are known, so log p = z - top + log_top costs no second exponential.
-        self.top, self.log_top = self.z.amax(-1, keepdim=True), self.p.amax(-1, keepdim=True).log_()
         if labels is not None and not labels.is_floating_point() and not objective.label_smoothing:
             ids = (labels if keep is None else torch.where(keep, labels, 0)).long().unsqueeze(-1)
             self.index = ids.expand(self.passes, *ids.shape)
@@ -194,13 +192,16 @@ class _Chunk:
 
     @cached_property
     def log_p(self) -> Tensor:
-        """Log-probabilities `(M, R, C)`."""
-        return torch.sub(self.z, self.top, out=self.memory.take("log_p", self.z.shape)).add_(self.log_top)
+        """Log-probabilities `(M, R, C)`, without a second exponential: at the largest logit both z and p are known."""
+        below = torch.sub(self.z, self.z.amax(-1, keepdim=True), out=self.memory.take("log_p", self.z.shape))
+        return below.add_(self.p.amax(-1, keepdim=True).log_())
 
     def task_loss(self) -> Tensor | None:
         """Mean over passes of the task loss, `(R)`, or None without labels."""
         if self.index is not None:
-            log_p = self.z.gather(-1, self.index).sub_(self.top).add_(self.log_top)
+            p = self.p.gather(-1, self.index)
+            rounded_away = p.device.type != "cpu" or not (p > torch.finfo(p.dtype).tiny).all()
+            log_p = self.log_p.gather(-1, self.index) if rounded_away else p.log_()
             return -(self.mass * log_p.mean(0)).squeeze(-1)
         if self.target is None:
             return None
@@ -231,9 +232,8 @@ class _Chunk:
                 c, w = (tie.c[k], tie.w[k]) if tie and moves[k] else (0.0, 0.0)
                 rate = task * self.mass + w * distance
                 if tie and c:
-                    scale = c * distance
-                    rate -= scale * tie.mean_scores[k].unsqueeze(-1)
-                    torch.mul(tie.scores[k], scale, out=g).add_(rate).mul_(self.p[k])
+                    torch.sub(tie.scores[k], tie.mean_scores[k].unsqueeze(-1), out=g)
+                    g.mul_(c * distance).add_(rate).mul_(self.p[k])
                 else:
                     torch.mul(self.p[k], rate, out=g)
                 if self.index is not None:
@@ -259,8 +259,8 @@ class _Chunk:
             score = torch.sub(self.z[0], self.z[1], out=take("centre", row))
             if self._finite(score):
                 distance = self._dot(torch.sub(p[0], p[1], out=take("g", row)), score) / 2
-                means = [self._dot(pk, score) for pk in p]
-                return _Tie(distance, [score] * 2, means, [p[1], p[0]], [0.5, -0.5], [0.5, 0.5])
+                mean = self._dot(p[0], score)
+                return _Tie(distance, [score] * 2, [mean, mean - 2 * distance], [p[1], p[0]], [0.5, -0.5], [0.5, 0.5])
         anchors, c, w = [_sum(p, take("anchor", row)).div_(M)] * M, even, none
         match self.objective.divergence:
             case "symmetric_kl":
