@@ -61,7 +61,7 @@ def test_ratio_tick_and_count() -> None:
 def test_a_metric_has_one_format_for_all_arms(summary: Summary) -> None:
     accuracy, nll = (metric_format(summary, metric) for metric in summary.metrics[:2])
     assert (accuracy.heading, accuracy.unit, accuracy.decimals) == ("Accuracy (%)", " points", 2)
-    assert (nll.heading, nll.unit, nll.decimals) == ("NLL", "", 3)
+    assert (nll.heading, nll.unit, nll.decimals) == ("NLL", "", 4)
     difference = summary.arms[2].differences["accuracy"]
     low, high = (f"{100 * (end or 0):.2f}" for end in (difference.low, difference.high))
     assert accuracy.interval(difference, sign=True) == f"+{100 * difference.mean:.2f} [{low}, {high}]"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from rdrop.toolkit.headline import NO_ANSWER, Finding, headline
+from rdrop.toolkit.headline import NO_ANSWER, Finding, headline, with_intervals
 from rdrop.toolkit.metrics import CLASSIFICATION_METRICS
 from rdrop.toolkit.statistics import paired_difference
 
@@ -23,50 +23,49 @@ def findings(accuracy: list[float], nll: list[float]) -> list[Finding]:
 @pytest.mark.parametrize(
     ("accuracy", "nll", "claim"),
     [
-        (UP, DOWN, "Over 3 seeds, R-Drop was better than plain training in Accuracy and NLL: "),
-        (DOWN, UP, "Over 3 seeds, R-Drop was worse than plain training in Accuracy and NLL: "),
+        (UP, DOWN, "R-Drop was better in Accuracy (+1.10 points) and NLL (−0.0110) than plain training"),
+        (DOWN, UP, "R-Drop was worse in Accuracy (−1.10 points) and NLL (+0.0110) than plain training"),
         (
             EITHER,
             DOWN,
-            "Over 3 seeds, R-Drop was better than plain training in NLL; no difference in Accuracy could be shown: ",
+            "R-Drop was better in NLL (−0.0110) than plain training, and no difference could be shown in "
+            "Accuracy (+0.07 points)",
         ),
-        (
-            DOWN,
-            DOWN,
-            "Over 3 seeds, R-Drop was better than plain training in NLL and worse than plain training in Accuracy: ",
-        ),
+        (DOWN, DOWN, "R-Drop was better in NLL (−0.0110) and worse in Accuracy (−1.10 points) than plain training"),
         (
             EITHER,
             EITHER,
-            "With 3 seeds, no difference to plain training could be shown in Accuracy or NLL: ",
+            "no difference could be shown in Accuracy (+0.07 points) or NLL (+0.0007) against plain training",
         ),
         (
             [0.01] * 3,
             [-0.01] * 3,
-            "With 3 seeds, no difference to plain training could be shown in Accuracy or NLL: ",
+            "no difference could be shown in Accuracy (+1.00 points) or NLL (−0.0100) against plain training",
         ),
     ],
     ids=["better", "worse", "likelihood-only", "mixed", "nothing", "no-variation"],
 )
 def test_the_claim_is_what_the_intervals_bear(accuracy: list[float], nll: list[float], claim: str) -> None:
     text = headline(findings(accuracy, nll), [], step_compute=1.1)
-    assert text.startswith(claim)
+    assert text == f"Over 3 seeds, {claim}, at 1.10 times the operations of a plain step."
 
 
 def test_one_seed_claims_nothing() -> None:
     text = headline(findings([0.05], [-0.2]), [], step_compute=2.0)
     assert text == (
-        "With a single seed, chance cannot be told from an effect; R-Drop minus plain training: Accuracy "
-        "+5.00 points, NLL -0.2000. A step of R-Drop took 2.00 times the computation of a plain one."
+        "With a single seed chance cannot be told from an effect: Accuracy +5.00 points and NLL −0.2000 against plain "
+        "training, at 2.00 times the operations of a plain step."
     )
+    assert with_intervals(findings([0.05], [-0.2])) == "Accuracy +5.00 points, NLL −0.2000"
 
 
-def test_equal_compute_and_cost_are_told_with_their_numbers() -> None:
+def test_equal_compute_is_told_with_its_own_claim() -> None:
     text = headline(findings(UP, DOWN), findings(EITHER, DOWN), step_compute=1.234)
-    assert "Accuracy +1.10 points (95% interval +0.85 to +1.35), " in text
-    assert "NLL -0.0110 (95% interval -0.0135 to -0.0085)" in text
-    assert "A step of R-Drop took 1.23 times the computation of a plain one." in text
-    assert text.count("R-Drop was better than plain training of the same total computation in NLL;") == 1
+    assert "at 1.23 times the operations of a plain step. With equal computation, R-Drop was better in NLL" in text
+    assert text.endswith("no difference could be shown in Accuracy (+0.07 points).")
+    assert with_intervals(findings(UP, EITHER)).startswith(
+        "Accuracy +1.10 points (95% interval +0.85 to +1.35, p = 0.0027)"
+    )
 
 
 def test_no_shared_seed_is_no_answer() -> None:

@@ -153,11 +153,9 @@ def metric_format(summary: Summary, metric: Metric) -> MetricFormat:
     factor = 100.0 if metric.percent else 1.0
     means = [arm.metrics[metric.name] for arm in summary.arms if metric.name in arm.metrics]
     differences = [arm.differences[metric.name] for arm in summary.arms if metric.name in arm.differences]
-    halves = [
-        factor * (each.high - each.low) / 2
-        for each in [*means, *differences]
-        if each.low is not None and each.high is not None
-    ]
-    sizes = halves if any(halves) else [factor * each.mean / 100 for each in means]
+    sizes = [factor * each.mean / 100 for each in means]
+    for intervals in (means, differences):  # differences are paired, so theirs are narrower and decide where they exist
+        halves = [factor * (i.high - i.low) / 2 for i in intervals if i.low is not None and i.high is not None]
+        sizes = halves if any(halves) else sizes
     label = metric.label[:1].upper() + metric.label[1:]
     return MetricFormat(label, factor, two_digits(sizes), metric.higher_is_better)

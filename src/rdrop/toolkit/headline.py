@@ -14,7 +14,7 @@ NO_ANSWER = "No seed finished both with plain training and with R-Drop, so there
 
 
 def headline(against_plain: Sequence[Finding], against_longer: Sequence[Finding], step_compute: float | None) -> str:
-    """Whether R-Drop was better than plain training, how surely, and at what cost.
+    """Whether R-Drop was better than plain training, and at what cost.
 
     A difference counts as shown if its 95% interval, paired by seed, excludes 0.
 
@@ -28,32 +28,48 @@ def headline(against_plain: Sequence[Finding], against_longer: Sequence[Finding]
     """
     if not against_plain or step_compute is None:
         return NO_ANSWER
-    cost = f"A step of R-Drop took {step_compute:.2f} times the computation of a plain one"
-    if not against_longer:
-        return f"{_sentence('plain training', against_plain)} {cost}."
-    opponent = _sentence("plain training of the same total computation", against_longer)
-    return f"{_sentence('plain training', against_plain)} {cost}. {opponent}"
-
-
-def _sentence(opponent: str, findings: Sequence[Finding]) -> str:
-    """What was shown against one opponent, with the numbers behind it."""
-    seeds = len(findings[0][1].per_seed)
-    numbers = ", ".join(_number(metric, difference) for metric, difference in findings)
+    cost = f"at {step_compute:.2f} times the operations of a plain step"
+    seeds = len(against_plain[0][1].per_seed)
     if seeds < 2:
-        return f"With a single seed, chance cannot be told from an effect; R-Drop minus {opponent}: {numbers}."
-    by_verdict: dict[Verdict, list[str]] = {"better": [], "worse": [], "unshown": []}
+        numbers = " and ".join(_number(*finding) for finding in against_plain)
+        return f"With a single seed chance cannot be told from an effect: {numbers} against plain training, {cost}."
+    lead = f"Over {seeds} seeds, {_claim(against_plain, 'plain training')}, {cost}."
+    if not against_longer:
+        return lead
+    return f"{lead} With equal computation, {_claim(against_longer, 'longer plain training')}."
+
+
+def with_intervals(findings: Sequence[Finding]) -> str:
+    """Differences with their intervals and p-values, for the notes.
+
+    >>> from rdrop.toolkit.metrics import CLASSIFICATION_METRICS
+    >>> from rdrop.toolkit.statistics import paired_difference
+    >>> difference = paired_difference({0: 0.91, 1: 0.93, 2: 0.92}, {0: 0.90, 1: 0.91, 2: 0.91})
+    >>> with_intervals([(CLASSIFICATION_METRICS[0], difference)])
+    'Accuracy +1.33 points (95% interval −0.10 to +2.77, p = 0.057)'
+    """
+    texts = []
     for metric, difference in findings:
-        by_verdict[_verdict(metric, difference)].append(metric.label)
-    clauses = [
-        f"{verdict} than {opponent} in {' and '.join(by_verdict[verdict])}"
-        for verdict in ("better", "worse")
-        if by_verdict[verdict]
-    ]
-    unshown = " or ".join(by_verdict["unshown"])
+        text = _number(metric, difference)
+        if difference.low is not None and difference.high is not None:
+            text += f" (95% interval {_signed(metric, difference.low)} to {_signed(metric, difference.high)}"
+            text += ")" if difference.p_value is None else f", p = {difference.p_value:.2g})"
+        texts.append(text)
+    return ", ".join(texts)
+
+
+def _claim(findings: Sequence[Finding], opponent: str) -> str:
+    """What was shown against one opponent, with the mean differences."""
+    named: dict[Verdict, list[str]] = {"better": [], "worse": [], "unshown": []}
+    for metric, difference in findings:
+        named[_verdict(metric, difference)].append(_number(metric, difference, brackets=True))
+    shown: tuple[Verdict, ...] = ("better", "worse")
+    clauses = [f"{verdict} in {' and '.join(named[verdict])}" for verdict in shown if named[verdict]]
+    unshown = f"no difference could be shown in {' or '.join(named['unshown'])}"
     if not clauses:
-        return f"With {seeds} seeds, no difference to {opponent} could be shown in {unshown}: {numbers}."
-    rest = f"; no difference in {unshown} could be shown" if unshown else ""
-    return f"Over {seeds} seeds, R-Drop was {' and '.join(clauses)}{rest}: {numbers}."
+        return f"{unshown} against {opponent}"
+    claim = f"R-Drop was {' and '.join(clauses)} than {opponent}"
+    return f"{claim}, and {unshown}" if named["unshown"] else claim
 
 
 def _verdict(metric: Metric, difference: Difference) -> Verdict:
@@ -65,10 +81,13 @@ def _verdict(metric: Metric, difference: Difference) -> Verdict:
     return "better" if (difference.mean > 0) == metric.higher_is_better else "worse"
 
 
-def _number(metric: Metric, difference: Difference) -> str:
-    """A signed difference with its interval, in the unit of the metric."""
-    scale, digits, unit = (100, 2, " points") if metric.percent else (1, 4, "")
-    text = f"{metric.label} {scale * difference.mean:+.{digits}f}{unit}"
-    if difference.low is None or difference.high is None:
-        return text
-    return f"{text} (95% interval {scale * difference.low:+.{digits}f} to {scale * difference.high:+.{digits}f})"
+def _number(metric: Metric, difference: Difference, *, brackets: bool = False) -> str:
+    """A mean difference with its name and unit."""
+    value = f"{_signed(metric, difference.mean)}{' points' if metric.percent else ''}"
+    return f"{metric.label} ({value})" if brackets else f"{metric.label} {value}"
+
+
+def _signed(metric: Metric, value: float) -> str:
+    """A signed value in the unit of the metric, with a real minus sign."""
+    text = f"{100 * value:+.2f}" if metric.percent else f"{value:+.4f}"
+    return text.replace("-", "\N{MINUS SIGN}")

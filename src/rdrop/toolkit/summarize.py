@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import median
 
 from rdrop.toolkit.arms import BASELINE, description, nominal_steps, objective
-from rdrop.toolkit.headline import Finding, headline
+from rdrop.toolkit.headline import Finding, headline, with_intervals
 from rdrop.toolkit.metrics import CLASSIFICATION_METRICS
 from rdrop.toolkit.recipe import ArmName, Recipe, cautions
 from rdrop.toolkit.runs import RunRecord
@@ -47,7 +47,7 @@ def summarize(recipe: Recipe, records: Sequence[RunRecord], jobs: int, environme
         arms=[_arm(arm, recipe, by_arm[arm], by_arm[BASELINE]) for arm in names],
         runs=[record.run for arm in names for record in by_arm[arm].records],
         headline=_headline(by_arm),
-        notes=_notes(recipe, records),
+        notes=[*_notes(recipe, records), *_equal_compute(by_arm)],
         timing=_timing(by_arm, jobs),
         environment=environment,
     )
@@ -93,21 +93,22 @@ def _arm(name: ArmName, recipe: Recipe, results: _Results, baseline: _Results) -
     )
 
 
+def _findings(by_arm: dict[ArmName, _Results], opponent: ArmName) -> list[Finding]:
+    """R-Drop minus an opponent, paired by seed, in the metrics of the headline."""
+    if opponent not in by_arm or "rdrop" not in by_arm:
+        return []
+    pairs = [
+        (metric, paired_difference(by_arm["rdrop"].metric(metric.name), by_arm[opponent].metric(metric.name)))
+        for metric in HEADLINE_METRICS
+    ]
+    return [(metric, difference) for metric, difference in pairs if difference is not None]
+
+
 def _headline(by_arm: dict[ArmName, _Results]) -> str:
     if "rdrop" not in by_arm:
         return "The arm `rdrop` was not run, so there is no answer about R-Drop."
-    rdrop = by_arm["rdrop"]
-
-    def findings(opponent: ArmName) -> list[Finding]:
-        if opponent not in by_arm:
-            return []
-        pairs = [
-            (metric, paired_difference(rdrop.metric(metric.name), by_arm[opponent].metric(metric.name)))
-            for metric in HEADLINE_METRICS
-        ]
-        return [(metric, difference) for metric, difference in pairs if difference is not None]
-
-    return headline(findings(BASELINE), findings("longer"), rdrop.records[0].step_compute)
+    step_compute = by_arm["rdrop"].records[0].step_compute
+    return headline(_findings(by_arm, BASELINE), _findings(by_arm, "longer"), step_compute)
 
 
 def _notes(recipe: Recipe, records: Sequence[RunRecord]) -> list[str]:
@@ -121,6 +122,12 @@ def _notes(recipe: Recipe, records: Sequence[RunRecord]) -> list[str]:
         "the masks are the same in every arm.",
         *READ_WITH_CARE,
     ]
+
+
+def _equal_compute(by_arm: dict[ArmName, _Results]) -> list[str]:
+    """R-Drop against plain training of the same total computation, with intervals."""
+    findings = _findings(by_arm, "longer")
+    return [f"R-Drop minus `longer`, paired by seed: {with_intervals(findings)}."] if findings else []
 
 
 def _timing(by_arm: dict[ArmName, _Results], jobs: int) -> Timing:
