@@ -380,6 +380,23 @@ def test_trap_21_half_precision_loses_no_mass(impl: Any) -> None:
 
 
 @pytest.mark.parametrize("impl", IMPLS)
+def test_trap_22_adaptive_softmax_needs_the_whole_distribution(impl: Any) -> None:
+    """The log-probabilities of all classes are logits; the divergences of head and tails do not add up to it."""
+    torch.manual_seed(0)
+    head = torch.nn.AdaptiveLogSoftmaxWithLoss(8, 12, cutoffs=[4, 8], div_value=2.0).double()
+    hidden, labels = torch.randn(2, 5, 8, dtype=torch.float64), torch.randint(12, (5,))
+    log_p = torch.stack([head.log_prob(h) for h in hidden])
+    out = rdrop_loss(log_p, labels, impl=impl)
+    torch.testing.assert_close(out.task_loss, sum(head(h, labels).loss for h in hidden) / 2)
+    p, q = log_p.exp()
+    whole = 0.5 * ((p - q) * (log_p[0] - log_p[1])).sum(-1).mean()
+    torch.testing.assert_close(out.divergence, whole)
+    parts = [torch.stack([head.head(h) for h in hidden])]
+    parts += [torch.stack([tail(h) for h in hidden]) for tail in head.tail]
+    assert not torch.isclose(sum(divergence(z, impl=impl) for z in parts), whole, rtol=0.05)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("kind", ["categorical", "binary", "regression"])
 def test_trap_23_nothing_to_count_is_a_zero_with_a_graph(impl: Any, kind: Any) -> None:
     logits = torch.full((2, 3, 4), math.nan, requires_grad=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from rdrop import forward_passes, rdrop_loss
@@ -50,7 +50,6 @@ def worker(rank: int, store: str) -> None:
     try:
         x, noise, labels = batch()
         wrapped = DistributedDataParallel(model())
-        wrapped.train()
         parts = [(slice(0, 2), slice(2, 4)), (slice(4, 6), slice(6, 9))][rank]
         # DistributedDataParallel averages over ranks, so the count of all of them is divided by their number.
         count = (labels != -100).sum() / RANKS
@@ -65,7 +64,7 @@ def worker(rank: int, store: str) -> None:
 
 def test_gradients_of_ranks_and_micro_batches_are_those_of_the_one_big_batch(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
-    mp.spawn(worker, args=(store,), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    spawn(worker, args=(store,), nprocs=RANKS)  # type: ignore[no-untyped-call]
     whole, (x, noise, labels) = model(), batch()
     out = rdrop_loss(torch.stack((whole.layers(x), whole.layers(x + noise))), labels, alpha=2.0)
     out.loss.backward()  # type: ignore[no-untyped-call]

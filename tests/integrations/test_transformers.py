@@ -110,7 +110,7 @@ def logged(trainer: Trainer, name: str) -> list[float]:
 
 
 @pytest.mark.parametrize("passes", [1, 2])
-def test_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path: Path, passes: int) -> None:
+def test_trap_12_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path: Path, passes: int) -> None:
     config = RDropConfig(alpha=2.0, passes=passes, strategy="sequential")
     whole, split = Tagger(by_row=passes), Tagger(by_row=passes)
     one = trained(tmp_path, whole, config, per_device_train_batch_size=B)
@@ -157,7 +157,7 @@ def test_one_pass_is_plain_training(tmp_path: Path) -> None:
     assert not torch.allclose(double.head.weight, plain.head.weight, atol=1e-4)
 
 
-def test_evaluation_makes_one_pass_and_has_the_plain_loss(tmp_path: Path) -> None:
+def test_trap_17_evaluation_makes_one_pass_and_has_the_plain_loss(tmp_path: Path) -> None:
     model = Tagger()
     trainer = trained(tmp_path, model, RDropConfig(alpha=5.0))
     model.seen.clear()
