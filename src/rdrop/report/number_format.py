@@ -88,7 +88,7 @@ def two_digits(sizes: Iterable[float]) -> int:
     (2, 3, 1)
     """
     positive = [abs(size) for size in sizes if math.isfinite(size) and size]
-    return min(6, max(1, 1 - math.floor(math.log10(median(positive))))) if positive else 2
+    return min(6, max(1, 1 - math.floor(math.log10(median(positive)) + 1e-9))) if positive else 2
 
 
 @dataclass(frozen=True)
