@@ -13,6 +13,7 @@ pytest_collect_file = (
 ).pytest()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep the examples of a file together when tests run in several processes: one builds on the other."""
     for item in items:

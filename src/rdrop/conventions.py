@@ -9,7 +9,7 @@ the batch beside a mean cross-entropy, or they average it over the classes. Each
 where `factor` may contain the batch size B (of one device and one micro-batch) or the number of classes C. The scale
 multiplies the gradient, so it can be absorbed by the learning rate of plain SGD; Adam does not see it.
 
-Example:
+Examples:
     >>> to_ours("paper", 5.0)
     Translation(alpha=2.5, scale=2.0)
     >>> to_ours("official-vit", 0.6, batch_size=64).alpha
@@ -158,7 +158,7 @@ def to_ours(
     Raises:
         ValueError: If the convention is unknown, or lacks what it depends on.
 
-    Example:
+    Examples:
         >>> to_ours("class-mean", 1.0, num_classes=10)
         Translation(alpha=0.1, scale=1.0)
     """
@@ -169,7 +169,7 @@ def to_ours(
 def from_ours(convention: str, alpha: float, *, batch_size: int | None = None, num_classes: int | None = None) -> float:
     """Translate an alpha of this package into the unit of a published program.
 
-    Example:
+    Examples:
         >>> from_ours("paper", 2.5)
         5.0
     """

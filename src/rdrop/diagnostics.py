@@ -83,7 +83,7 @@ def consistency_gap(
     Warns:
         NoEffectWarning: Nothing in the model is random, so that there is no gap to measure.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
         >>> import rdrop

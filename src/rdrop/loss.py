@@ -82,7 +82,7 @@ def rdrop_loss(
         ValueError: If a shape, an option or (on the CPU) a class id is out of place.
         TypeError: If a tensor has the wrong kind of dtype.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]], requires_grad=True)
         >>> out = rdrop.rdrop_loss(logits, torch.tensor([0]), alpha=1.0)
@@ -131,7 +131,7 @@ def divergence(
 
     The arguments are those of `rdrop_loss`, whose `divergence` this is; positions are taken out by `mask`.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> logits = torch.tensor([[[2.0, 0.0]], [[0.0, 0.0]]])
         >>> round(rdrop.divergence(logits).item(), 4)
@@ -158,10 +158,16 @@ class RDropLoss(nn.Module):
 
     Args:
         alpha: A number, or a schedule.
-        kind, ignore_index, label_smoothing, reduction, divergence, stop_gradient, impl: As for `rdrop_loss`.
-        class_weight: `(C,)`, kept as a buffer.
+        kind: As for `rdrop_loss`.
+        ignore_index: As for `rdrop_loss`.
+        class_weight: As for `rdrop_loss`; kept as a buffer.
+        label_smoothing: As for `rdrop_loss`.
+        reduction: As for `rdrop_loss`.
+        divergence: As for `rdrop_loss`.
+        stop_gradient: As for `rdrop_loss`.
+        impl: As for `rdrop_loss`.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> criterion = rdrop.RDropLoss(alpha=rdrop.schedule.linear_warmup(5.0, steps=100))
         >>> out = criterion(torch.randn(2, 8, 10), torch.randint(10, (8,)))

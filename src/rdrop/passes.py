@@ -51,7 +51,7 @@ _DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModu
 class NotBatched:
     """Marks an input whose first axis is not the batch, although it may have as many entries.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> from torch import nn
         >>> model = nn.TransformerDecoderLayer(8, 2, 16, dropout=0.1, batch_first=True)
@@ -401,7 +401,7 @@ def explain_passes(model: nn.Module, *args: Any, passes: int = 2, **kwargs: Any)
         ValueError: M is no number of passes, or the inputs have no batch axis.
         RuntimeError: No strategy can be used.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(64, 64), nn.Dropout(0.1), nn.Linear(64, 2))
@@ -449,7 +449,7 @@ def forward_passes(
     Warns:
         NoEffectWarning: The passes cannot differ, or do not in the first training step; once per model and cause.
 
-    Example:
+    Examples:
         >>> import torch, rdrop
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1), nn.Linear(8, 3))

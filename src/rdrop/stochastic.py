@@ -192,7 +192,7 @@ def stochastic_layers(model: nn.Module) -> list[StochasticLayer]:
     Returns:
         One entry for each layer or rate, in the order of `model.named_modules()`; a shared one is listed once.
 
-    Example:
+    Examples:
         >>> import rdrop
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Dropout(0.1), nn.MultiheadAttention(8, 2, dropout=0.2))
@@ -223,7 +223,7 @@ def set_dropout(model: nn.Module, rate: float | Sequence[float], *, only: Collec
     Raises:
         ValueError: A rate is out of range, a name is unknown, or there is nothing to set.
 
-    Example:
+    Examples:
         >>> import rdrop
         >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.1))
@@ -323,7 +323,7 @@ def randomness_on(model: nn.Module) -> AbstractContextManager[None]:
     Returns:
         A context manager.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> from rdrop.stochastic import randomness_on
         >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Dropout(0.5)).eval()

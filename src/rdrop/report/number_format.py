@@ -95,7 +95,7 @@ def two_digits(sizes: Iterable[float]) -> int:
 class MetricFormat:
     """How the values of one metric are written: one scale and one count of decimals for all arms.
 
-    Example:
+    Examples:
         >>> accuracy = MetricFormat(label="Accuracy", factor=100.0, decimals=2, higher_is_better=True)
         >>> accuracy.value(0.965)
         '96.50'
