@@ -21,7 +21,6 @@ RECIPE = Recipe.model_validate(
         "compare": {"arms": ["plain", "rdrop"], "seeds": [0, 1], "samples": 2},
     }
 )
-pytestmark = pytest.mark.xdist_group("compare")  # the fixture is a whole comparison: one process makes it for all tests
 UNITS = {("plain", 0), ("rdrop", 0), ("plain", 1), ("rdrop", 1)}
 
 PROGRAM = """
