@@ -1,4 +1,4 @@
-"""Examples in docstrings, the README and the documentation are tests; every test gets a clean plate of warnings."""
+"""Examples in docstrings, the README and the documentation are tests."""
 
 from __future__ import annotations
 

@@ -169,6 +169,21 @@ def test_positions_may_have_any_number_of_axes_and_any_strides(impl: Any) -> Non
         torch.testing.assert_close(gradient(here.loss, image), gradient(flat.loss, image))
 
 
+@pytest.mark.parametrize("impl", IMPLS)
+def test_ids_of_any_integer_dtype_and_other_ignored_values(impl: Any) -> None:
+    """Segmentation labels are often bytes with 255 for "do not count"; -100 must not wrap around to 156."""
+    logits, labels = batch(classes=200)
+    labels[:3] = torch.tensor([156, 199, 0])
+    expected = rdrop_loss(logits, labels, impl=impl)
+    for dtype in (torch.uint8, torch.int16, torch.int32):
+        torch.testing.assert_close(tuple(rdrop_loss(logits, labels.to(dtype), impl=impl)), tuple(expected))
+    labels[1] = 255
+    counted = torch.arange(6) != 1
+    without = rdrop_loss(logits[:, counted], labels[counted], impl=impl)
+    found = rdrop_loss(logits, labels.to(torch.uint8), ignore_index=255, impl=impl)
+    torch.testing.assert_close(tuple(found), tuple(without))
+
+
 # Precision
 
 

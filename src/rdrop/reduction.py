@@ -13,7 +13,8 @@ def counted_positions(labels: Tensor | None, mask: Tensor | None, ignore_index: 
     `labels` has one entry for each position (class probabilities are not passed here: they have none to ignore).
     """
     keep = None if mask is None else mask.bool()
-    if labels is not None and ignore_index is not None and labels.dtype.is_signed:
+    # Against an unsigned label a negative number would wrap around to a real one.
+    if labels is not None and ignore_index is not None and (labels.dtype.is_signed or ignore_index > 1):
         labelled = labels != ignore_index
         keep = labelled if keep is None else keep & labelled
     return keep
