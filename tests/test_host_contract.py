@@ -1,0 +1,83 @@
+"""What every host must obey: steps are those of the formulas, however it splits a batch, and evaluation is plain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hosts import HOSTS, Job
+from tagging import Tagger, sentences
+
+Host = Callable[[Tagger, Job, Path], float]
+
+
+@pytest.fixture(params=list(HOSTS))
+def host(request: pytest.FixtureRequest) -> Host:
+    """One host after the other."""
+    return HOSTS[request.param]
+
+
+def by_the_formulas(job: Job) -> tuple[dict[str, Tensor], float]:
+    """Weights and evaluation loss from torch alone: means over the labelled positions of the whole batch."""
+    model = Tagger(by_row=job.passes)
+    rows = {name: torch.stack([row[name] for row in sentences()]) for name in sentences(1)[0]}
+    counted = rows["labels"] != -100
+    for _ in range(job.steps):
+        scores = [model(rows["words"], rows["row"])["logits"][counted] for _ in range(job.passes)]
+        task = [F.cross_entropy(z, rows["labels"][counted], label_smoothing=job.label_smoothing) for z in scores]
+        loss = torch.stack(task).mean()
+        log_p = [z.log_softmax(-1) for z in scores]
+        pairs = [(p, q) for i, p in enumerate(log_p) for j, q in enumerate(log_p) if i != j]
+        if pairs:
+            distances = [(p.exp() * (p - q)).sum(-1).mean() for p, q in pairs]
+            loss = loss + job.alpha * torch.stack(distances).mean()
+        weights = list(model.parameters())
+        for weight, gradient in zip(weights, torch.autograd.grad(loss, weights), strict=True):
+            weight.data -= job.rate * gradient
+    model.eval()
+    with torch.no_grad():
+        scores = [model(rows["words"], rows["row"])["logits"][counted]]
+        final = F.cross_entropy(scores[0], rows["labels"][counted], label_smoothing=job.label_smoothing)
+    return model.state_dict(), final.item()
+
+
+JOBS = {
+    "plain": Job(passes=1),
+    "two passes": Job(),
+    "alpha 0": Job(alpha=0.0),
+    "three passes": Job(passes=3, alpha=0.7),
+    "micro-batches": Job(micro_batches=4),
+    "smoothed micro-batches": Job(micro_batches=2, label_smoothing=0.2),
+}
+
+
+@pytest.mark.parametrize("job", list(JOBS.values()), ids=list(JOBS))
+def test_steps_and_evaluation_are_those_of_the_formulas(host: Host, job: Job, tmp_path: Path) -> None:
+    model = Tagger(by_row=job.passes)
+    loss = host(model, job, tmp_path)
+    expected, expected_loss = by_the_formulas(job)
+    for name, weight in expected.items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+def test_training_makes_the_passes_and_evaluation_makes_one(host: Host, tmp_path: Path) -> None:
+    model = Tagger(by_row=2)
+    host(model, Job(steps=2, micro_batches=4), tmp_path)
+    training, evaluation = ([rows for rows, on in model.seen if on is mode] for mode in (True, False))
+    assert training == [8] * (2 * 4 * 2)
+    assert evaluation == [32]
+
+
+def test_jobs_differ_where_they_should() -> None:
+    """The contract would miss a host that ignores an option if options made no difference."""
+    weights = {name: by_the_formulas(job)[0]["head.weight"] for name, job in JOBS.items() if "micro" not in name}
+    names = list(weights)
+    for i, one in enumerate(names):
+        for other in names[:i]:
+            assert not torch.allclose(weights[one], weights[other], atol=1e-4), f"{one} and {other}"
