@@ -27,14 +27,14 @@ class Job(NamedTuple):
 
 def train_in_a_loop(model: Tagger, job: Job, folder: Path) -> float:
     """The README's loop, with accumulation; returns the loss of an evaluation on the same sentences."""
-    rows = {name: torch.stack([row[name] for row in sentences()]) for name in sentences(1)[0]}
-    labels, inputs = rows.pop("labels"), rows
+    inputs: dict[str, Any] = {name: torch.stack([row[name] for row in sentences()]) for name in sentences(1)[0]}
+    labels = inputs.pop("labels")
     count = (labels != -100).sum()
     optimizer = torch.optim.SGD(model.parameters(), lr=job.rate)
     size = B // job.micro_batches
     for _ in range(job.steps):
         for part in (slice(first, first + size) for first in range(0, B, size)):
-            some: dict[str, Any] = {name: value[part] for name, value in inputs.items()}
+            some = {name: value[part] for name, value in inputs.items()}
             logits = forward_passes(model, **some, passes=job.passes, strategy="sequential")["logits"]
             options: Any = {"normalizer": count, "label_smoothing": job.label_smoothing}
             rdrop_loss(logits, labels[part], alpha=job.alpha, **options).loss.backward()  # type: ignore[no-untyped-call]
