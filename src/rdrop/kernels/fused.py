@@ -28,7 +28,7 @@ from rdrop.kernels import reference
 from rdrop.options import Objective
 from rdrop.task_losses import cross_entropy, soft_targets, squared_error
 
-CHUNK = {"cpu": 1 << 19, "cuda": 1 << 25}
+CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Logits in a chunk: what stays in a CPU's cache; on a GPU, what keeps it busy."""
 
 
