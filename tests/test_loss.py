@@ -378,8 +378,10 @@ def test_trap_20_alpha_is_any_number_and_never_lost() -> None:
     logits, labels = batch()
     out = rdrop_loss(logits, labels, alpha=0.37)
     torch.testing.assert_close(out.loss - out.task_loss, 0.37 * out.divergence)
-    tensor = rdrop_loss(logits, labels, alpha=torch.tensor(0.37, dtype=torch.float64))
+    learned = torch.tensor(0.37, dtype=torch.float64, requires_grad=True)
+    tensor = rdrop_loss(logits, labels, alpha=learned)
     torch.testing.assert_close(tensor.loss, out.loss)
+    torch.testing.assert_close(gradient(tensor.loss, learned), out.divergence)
     for wrong in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=r"alpha is .*; expected a finite number of at least 0"):
             rdrop_loss(logits, labels, alpha=wrong)

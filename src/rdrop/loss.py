@@ -101,17 +101,18 @@ def rdrop_loss(
     _check_tensors(logits, labels, mask, class_weight, objective, ignore_index)
     soft = kind == "categorical" and labels is not None and labels.is_floating_point()
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
-    categorical_weight = class_weight if kind == "categorical" else None
+    label_weight = class_weight if kind == "binary" else None
     rows = IMPLEMENTATIONS[choose(impl, labels, class_weight).name]
-    weigh_labels = class_weight is not None and kind == "binary"
     positions = logits.shape[1:-1] if kind == "categorical" else logits.shape[1:]
     by = _reduction.divisor(positions.numel(), keep, reduction, normalizer)
+    uniform = reduction != "none" and label_weight is None  # every row will have the same gradient, up to a factor
     foretold = None
-    if logits.device.type == "cpu" and reduction != "none" and not weigh_labels and not torch.compiler.is_compiling():
-        foretold = (0.0 if labels is None else 1 / float(by), float(alpha) / float(by))
-    task, distance = rows(logits, labels, keep, categorical_weight, objective, foretold)
-    if class_weight is not None and weigh_labels:
-        task = task * class_weight.to(task.dtype)
+    if uniform and logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        weight = alpha.item() if isinstance(alpha, Tensor) else alpha
+        foretold = (0.0 if labels is None else 1 / float(by), weight / float(by))
+    task, distance = rows(logits, labels, keep, class_weight if label_weight is None else None, objective, foretold)
+    if label_weight is not None:
+        task = task * label_weight.to(task.dtype)
     task, distance = (_reduction.reduce(values, reduction, by) for values in (task, distance))
     return RDropOutput(alpha * distance if labels is None else task + alpha * distance, task, distance)
 

@@ -119,10 +119,11 @@ def test_a_prepared_gradient_is_handed_out_once() -> None:
     torch.testing.assert_close(logits.grad, 2 * once)
 
 
-def test_the_gradient_is_made_in_one_walk() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_gradient_is_made_in_one_walk(dtype: torch.dtype) -> None:
     """Of a mean, forward has written the gradient already; backward makes nothing of the logits' size."""
-    logits = torch.randn(2, 64, 50, requires_grad=True)
-    loss = rdrop_loss(logits, torch.randint(50, (64,)), impl="fused").loss
+    logits = torch.randn(2, 64, 50, dtype=dtype, requires_grad=True)
+    loss = rdrop_loss(logits, torch.randint(50, (64,)), alpha=0.37, impl="fused").loss
     with LargestTensors() as made:
         loss.backward()  # type: ignore[no-untyped-call]
     assert max(made.sizes) < logits.numel()

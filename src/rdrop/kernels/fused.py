@@ -50,8 +50,7 @@ def rows(
     # A gradient in half precision could underflow before a loss scale multiplies it.
     if foretold and logits.requires_grad and torch.is_grad_enabled() and logits.dtype in (torch.float32, torch.float64):
         prepared = _Prepared(*foretold)
-    task, distance = _Rows.apply(logits, labels, keep, class_weight, objective, prepared)
-    return task, distance
+    return _Rows.apply(logits, labels, keep, class_weight, objective, prepared)  # type: ignore[no-any-return]
 
 
 class _Prepared:
@@ -183,9 +182,8 @@ class _Chunk:
         if labels is not None and not labels.is_floating_point() and not objective.label_smoothing:
             ids = (labels if keep is None else torch.where(keep, labels, 0)).long().unsqueeze(-1)
             self.index = ids.expand(self.passes, *ids.shape)
-            self.mass = (
-                torch.ones_like(ids, dtype=memory.dtype) if class_weight is None else class_weight.to(self.p)[ids]
-            )
+            weight = torch.ones_like(ids, dtype=memory.dtype) if class_weight is None else class_weight[ids]
+            self.mass = weight.to(memory.dtype)
         elif labels is not None:
             self.target = soft_targets(labels, self.log_p, keep, objective.label_smoothing, class_weight)
             self.mass = self.target.sum(-1, keepdim=True)
