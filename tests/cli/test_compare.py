@@ -19,6 +19,7 @@ from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.recipe_fields import recipe_fields
 from rdrop.toolkit.recipe_file import recipe_text
 from rdrop.toolkit.summary import Arm, Difference, Environment, Interval, Metric, Run, Summary, Timing
+from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 
 def run(*words: str) -> int:
@@ -61,7 +62,7 @@ def summary(*, failed: bool = False) -> Summary:
         title="Small",
         task="image-classification",
         data="Nothing.",
-        recipe=Recipe().model_dump(mode="json"),
+        recipe=DigitsRecipe().model_dump(mode="json"),
         metrics=[metric],
         arms=[arm("plain", 0.9, {}), arm("rdrop", 0.92, {"accuracy": difference})],
         runs=runs,
@@ -243,7 +244,7 @@ def test_errors_of_the_toolkit_and_of_the_disk_are_messages(
 def test_the_help_explains_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help-recipe") == 0
     shown = " ".join(capsys.readouterr().out.split())
-    for text in recipe_fields().values():
+    for text in recipe_fields(DigitsRecipe).values():
         assert f"{text.key} {text.meaning} Expected: {text.expected}." in shown
 
 

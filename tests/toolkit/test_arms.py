@@ -4,8 +4,8 @@ from typing import get_args
 
 import pytest
 
-from rdrop.toolkit.arms import description, nominal_steps, objective
-from rdrop.toolkit.recipe import ArmName, RDrop, Recipe
+from rdrop.toolkit.arms import description, nominal_steps, objective, recipe_of
+from rdrop.toolkit.recipe import ArmName, RDrop, Recipe, Training
 
 
 def test_what_the_arms_train_with() -> None:
@@ -22,12 +22,25 @@ def test_what_the_arms_train_with() -> None:
 
 
 @pytest.mark.parametrize(
-    ("train_size", "batch_size", "accumulation", "steps"),
-    [(300, 32, 1, 10), (300, 32, 4, 3), (320, 32, 1, 10), (300, 300, 8, 1)],
+    ("batches", "accumulation", "steps"),
+    [(10, 1, 10), (10, 4, 3), (1, 8, 1)],
 )
-def test_the_last_batch_of_an_epoch_may_be_small(
-    train_size: int, batch_size: int, accumulation: int, steps: int
-) -> None:
-    training = {"batch_size": batch_size, "gradient_accumulation_steps": accumulation, "epochs": 2}
-    recipe = Recipe.model_validate({"data": {"train_size": train_size}, "training": training})
-    assert nominal_steps(recipe) == 2 * steps
+def test_the_last_step_of_an_epoch_may_be_small(batches: int, accumulation: int, steps: int) -> None:
+    training = Training(gradient_accumulation_steps=accumulation, epochs=2)
+    assert nominal_steps(training, batches) == 2 * steps
+
+
+def test_a_number_of_steps_goes_before_epochs() -> None:
+    assert nominal_steps(Training(steps=7, epochs=2), batches=None) == 7
+
+
+def test_settings_of_an_arm_change_that_arm_alone() -> None:
+    chosen = {"plain": {"dropout": 0.1}, "rdrop": {"alpha": 4.0, "dropout": 0.5}}
+    recipe = Recipe.model_validate({"model": {"dropout": 0.3}, "compare": {"chosen": chosen}})
+    found = {arm: recipe_of(arm, recipe) for arm in get_args(ArmName)}
+    assert {arm: (of.model.dropout, of.rdrop.alpha) for arm, of in found.items()} == {
+        "plain": (0.1, 1.0),
+        "twice": (0.3, 1.0),
+        "rdrop": (0.5, 4.0),
+        "longer": (0.3, 1.0),
+    }

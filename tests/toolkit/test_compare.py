@@ -11,10 +11,10 @@ import pytest
 
 from rdrop.errors import UserError
 from rdrop.toolkit.compare import compare
-from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.summary import Run, Summary
+from rdrop.toolkit.tasks.digits import DigitsRecipe
 
-RECIPE = Recipe.model_validate(
+RECIPE = DigitsRecipe.model_validate(
     {
         "data": {"train_size": 96},
         "training": {"epochs": 12, "eval_every_epochs": 6},
@@ -27,15 +27,16 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from rdrop.toolkit.compare import compare
-from rdrop.toolkit.recipe import Recipe
+from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 class Silent:
+    def read(self): pass
     def start(self, *_): pass
     def advance(self, _): pass
     def finished(self, _): pass
     def close(self): pass
 
-recipe = Recipe.model_validate_json(sys.argv[1])
+recipe = DigitsRecipe.model_validate_json(sys.argv[1])
 compare(recipe, Path(sys.argv[2]), jobs=1, resume=False, command="", progress=Silent())
 """
 
@@ -48,6 +49,10 @@ class Watched:
         self.steps = 0
         self.runs: list[Run] = []
         self.closed = False
+        self.reading = False
+
+    def read(self) -> None:
+        self.reading = True
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         self.started.append((total_runs, total_steps, finished_runs))
@@ -60,6 +65,20 @@ class Watched:
 
     def close(self) -> None:
         self.closed = True
+
+
+class NeverReads(Watched):
+    """Stands for data that turn out to be bad."""
+
+    def read(self) -> None:
+        raise UserError("train.csv:3: no such image")
+
+
+def test_a_folder_is_free_again_after_data_that_were_bad(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(UserError, match=r"train\.csv:3"):
+        compare(RECIPE, out, jobs=1, resume=False, command="", progress=NeverReads())
+    assert not (out / "recipe.yaml").exists()
 
 
 class KillsWorkers(Watched):

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdrop.errors import UserError
-from rdrop.toolkit.recipe import Compare, Data, Model, RDrop, Recipe, Training, cautions
+from rdrop.toolkit.recipe import Chosen, Compare, Model, RDrop, Recipe, Training, cautions
 from rdrop.toolkit.recipe_fields import nearest_key, recipe_fields
 from rdrop.toolkit.recipe_file import Override, built_in_recipes, load_recipe, recipe_text
+from rdrop.toolkit.tasks import TASK_NAMES, recipe_class
+from rdrop.toolkit.tasks.digits import DigitsData, DigitsModel, DigitsRecipe
 
 
 def load(folder: Path, text: str, *overrides: str | Override) -> Recipe:
@@ -26,34 +28,42 @@ def faults(folder: Path, text: str, *overrides: str | Override) -> str:
     return str(caught.value).replace(f"{folder}/", "")
 
 
-def test_the_built_in_recipe_is_the_default_with_every_field_explained() -> None:
-    text = built_in_recipes()["digits"]
-    assert load_recipe("digits") == Recipe()
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_the_recipe_of_a_task_has_its_defaults_with_every_field_explained(task: str) -> None:
+    text, default = built_in_recipes()[task], recipe_class(task)()
+    assert load_recipe(task) == default
     # The comments, the order and the values are those of the classes; only its top lines are its own.
-    assert text.endswith("\n\n" + recipe_text(Recipe()))
+    assert text.endswith("\n\n" + recipe_text(default))
 
 
-RECIPE = Recipe(
+@pytest.mark.parametrize("name", built_in_recipes())
+def test_every_built_in_recipe_loads_and_says_what_it_is(name: str) -> None:
+    assert load_recipe(name).title
+
+
+RECIPE = DigitsRecipe(
     title='off: "1e-3" # \N{LATIN SMALL LETTER U WITH DIAERESIS}',
-    data=Data(train_size=100, split_seed=7),
-    model=Model(dropout=0.0),
+    data=DigitsData(train_size=100, split_seed=7),
+    model=DigitsModel(dropout=0.0),
     training=Training(learning_rate=1e-05, weight_decay=2.5e-9, epochs=3),
     rdrop=RDrop(alpha=1e16, stop_gradient="rest"),
-    compare=Compare(arms=["plain"], seeds=[4294967295]),
+    compare=Compare(arms=["plain", "twice"], seeds=[4294967295], chosen={"twice": Chosen(dropout=0.5)}),
 )
 
 
 def test_a_written_recipe_reads_back_equal_here_and_with_any_yaml_reader(tmp_path: Path) -> None:
     text = recipe_text(RECIPE)
     assert load(tmp_path, text) == RECIPE
-    assert yaml.safe_load(text) == RECIPE.model_dump()
+    held = yaml.safe_load(text)
+    held["compare"]["chosen"]["twice"]["alpha"] = None
+    assert held == RECIPE.model_dump()
 
 
 @pytest.mark.parametrize(
     "text", ["", "# nothing\n", "---\n", "training:\n  # epochs: 3\n", "\N{ZERO WIDTH NO-BREAK SPACE}"]
 )
 def test_what_is_left_out_has_its_default(tmp_path: Path, text: str) -> None:
-    assert load(tmp_path, text) == Recipe()
+    assert load(tmp_path, text) == DigitsRecipe()
 
 
 @pytest.mark.parametrize(("text", "value"), [("1e-3", 0.001), ("1E-3", 0.001), ("1", 1.0), (".5", 0.5), ("+2.", 2.0)])
@@ -102,6 +112,7 @@ data: 7
         "  my.yaml:9:18: compare.seeds[2]: got the text 'x', expected a whole number, at least 0, below 4294967296",
         "  my.yaml:10:1: alhpa is not a key of a recipe; did you mean rdrop.alpha?",
         "  my.yaml:11:7: data: got 7, expected a section with the keys name, train_size, split_seed",
+        f"(without the key task this is a recipe for digits; the tasks: {', '.join(TASK_NAMES)})",
     ]
 
 
@@ -121,7 +132,7 @@ data: 7
         ),
         ("training: {epochs: !!int x}", "my.yaml:1:20: training.epochs: the text 'x' cannot be read as int"),
         ("[1]: 2", "my.yaml:1:1: got a list or mapping as a key, expected a word such as training"),
-        ("- 1\n- 2", "my.yaml:1:1: got the list [1, 2] as the whole recipe, expected the keys data, model"),
+        ("- 1\n- 2", "my.yaml:1:1: got the list [1, 2] as the whole recipe, expected the keys task, data, model"),
         ("\N{ZERO WIDTH NO-BREAK SPACE}titel: a", "my.yaml:1:1: titel is not a key of a recipe; did you mean title?"),
         ("just text", "my.yaml:1:1: got the text 'just text' as the whole recipe"),
         ("title: a\n\x00", "my.yaml:2: the character '\\x00' is not allowed in YAML"),
@@ -245,19 +256,48 @@ def test_a_file_that_is_not_utf_8_is_told_with_its_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_key_is_answered_with_the_same_leaf_elsewhere_first() -> None:
-    assert nearest_key("training.alpha") == "rdrop.alpha"
-    assert nearest_key("model.nmae") == "model.name"
-    assert nearest_key("Epochs") == "training.epochs"
-    assert nearest_key("training.alhpa") == "rdrop.alpha"
-    assert nearest_key("data.nmae") == "data.name"
-    assert nearest_key("traning") == "training"
-    assert nearest_key("qqqq") is None
+    meant = {
+        "training.alpha": "rdrop.alpha",
+        "model.nmae": "model.name",
+        "Epochs": "training.epochs",
+        "training.alhpa": "rdrop.alpha",
+        "data.nmae": "data.name",
+        "traning": "training",
+        "qqqq": None,
+    }
+    assert {key: nearest_key(key, DigitsRecipe) for key in meant} == meant
 
 
-def test_every_field_is_explained() -> None:
-    for key, text in recipe_fields().items():
-        assert text.meaning.endswith("."), key
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_every_field_is_explained(task: str) -> None:
+    for key, text in recipe_fields(recipe_class(task)).items():
+        assert text.meaning.endswith((".", "`.")), key
         assert text.expected, key
+
+
+def test_a_task_that_is_none_is_answered_with_the_nearest(tmp_path: Path) -> None:
+    assert faults(tmp_path, "task: digit").startswith("my.yaml:1:7: task: got the text 'digit', expected one of digits")
+    assert faults(tmp_path, "task: digit").endswith("; did you mean digits?")
+    assert faults(tmp_path, "", "task=[]").startswith("on the command line, task=[]: task: got the text '[]'")
+    assert faults(tmp_path, "task: [a]").startswith("my.yaml:1:7: task: got the list ['a'], expected one of")
+
+
+def test_settings_of_an_arm_are_checked(tmp_path: Path) -> None:
+    text = "compare: {arms: [plain, rdrop], chosen: {rdrop: {alpha: -1}}}"
+    assert "compare.chosen.rdrop.alpha: got -1, expected a mapping from arms to" in faults(tmp_path, text)
+    text = "compare: {arms: [plain, rdrop], chosen: {longer: {dropout: 0.1}}}"
+    assert "compare.chosen: got settings of longer, expected arms of compare.arms" in faults(tmp_path, text)
+    text = "compare: {chosen: {rdrop: {alpha: 0, dropout: 0}}}"
+    assert "with which the arm rdrop is the arm twice" in faults(tmp_path, text)
+
+
+def test_a_family_has_its_own_defaults_under_what_is_given() -> None:
+    class Long(Recipe):
+        DEFAULTS = {"training": {"epochs": 9, "batch_size": 7}}
+
+    assert Long().training.epochs == 9
+    assert Long.model_validate({"training": {"epochs": 2}}).training == Training(epochs=2, batch_size=7)
+    assert recipe_fields(Long)["training.batch_size"].default == 7
 
 
 def test_what_is_probably_not_meant_is_told() -> None:
@@ -266,7 +306,7 @@ def test_what_is_probably_not_meant_is_told() -> None:
     assert cautions(Recipe(model=Model(dropout=0), compare=Compare(arms=["plain", "longer"]))) == []
 
 
-KEYS = [word for text in recipe_fields().values() for word in (text.key, text.leaf)]
+KEYS = [word for text in recipe_fields(DigitsRecipe).values() for word in (text.key, text.leaf)]
 MARKS = [*":-[]{},&*!|>'\"%@`#?\n\t ~=.0", "---", "...", "<<", "!!set", "\x1b", "\u2028"]
 VALUES = ["1e400", "9" * 5000, "-1", "null", "true"]
 STARTS = ["training:\n  ", "rdrop: ", "compare: {", "data:\n  train_size: "]

@@ -4,13 +4,13 @@ from typing import Any
 
 import pytest
 
-from rdrop.toolkit.arms import nominal_steps
 from rdrop.toolkit.headline import NO_ANSWER
 from rdrop.toolkit.metrics import CLASSIFICATION_METRICS
-from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summarize import summarize
 from rdrop.toolkit.summary import Environment, Run, Summary
+from rdrop.toolkit.tasks.digits import DigitsRecipe
+from rdrop.toolkit.train import Survey
 
 ENVIRONMENT = Environment(created="", machine="", versions={}, command="")
 COMPUTE = {"plain": 1.0, "rdrop": 1.5, "longer": 1.0}
@@ -34,9 +34,9 @@ def record(arm: str, seed: int, value: float, **fields: Any) -> RunRecord:
 
 def summary(records: list[RunRecord], **sections: Any) -> Summary:
     compare = {"arms": ["longer", "rdrop", "plain"], "seeds": [0, 1]}
-    recipe = Recipe.model_validate({"compare": compare} | sections)
-    assert nominal_steps(recipe) == 600
-    return summarize(recipe, records, jobs=2, environment=ENVIRONMENT)
+    recipe = DigitsRecipe.model_validate({"compare": compare} | sections)
+    found = Survey(nominal_steps=600, metrics=CLASSIFICATION_METRICS, notes=("Two rows were skipped.",))
+    return summarize(recipe, found, records, jobs=2, environment=ENVIRONMENT)
 
 
 def complete() -> list[RunRecord]:
@@ -100,9 +100,10 @@ def test_notes_say_what_a_careful_reader_must_know() -> None:
     warned = [record("plain", 0, 0.5, warnings=["nothing is random"]), *complete()[1:-1]]
     notes = "\n".join(summary([*warned, record("longer", 1, 0.9, warnings=["nothing is random"])]).notes)
     assert notes.count("nothing is random") == 1
-    for fact in ("which images are labelled", "not adjusted", "Nothing was tuned", "select nothing"):
+    told = ("what is drawn from the data", "Two rows were skipped", "not adjusted", "Nothing was tuned")
+    for fact in (*told, "select nothing"):
         assert fact in notes
     fixed = summary(complete(), data={"split_seed": 1})
-    assert "which images are labelled" not in "\n".join(fixed.notes)
+    assert "what is drawn from the data" not in "\n".join(fixed.notes)
     without_dropout = summary(complete(), model={"dropout": 0.0})
     assert "model.dropout is 0" in without_dropout.notes[0]

@@ -48,7 +48,7 @@ def compare(
     ] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of summary.json and stop.")] = False,
     help_recipe: Annotated[
-        bool, typer.Option("--help-recipe", help="Explain every field of a recipe and stop.")
+        bool, typer.Option("--help-recipe", help="Explain every field of the recipe, or of a task, and stop.")
     ] = False,
 ) -> None:
     """Train the arms of a recipe with several seeds, and show whether R-Drop helped.
@@ -61,7 +61,7 @@ def compare(
 
         print(json.dumps(Summary.model_json_schema(), indent=2))
     elif help_recipe:
-        _print_fields()
+        _print_fields((words or ["digits"])[0])
     else:
         name, changes = _recipe_and_changes(words or [], seeds, arms)
         folder = out or _default_folder(Path(name or "digits").stem, resume=resume)
@@ -150,16 +150,19 @@ def _run_and_show(recipe: Recipe, folder: Path, jobs: int, *, resume: bool, comm
     return sum(run.status == "failed" for run in summary.runs)
 
 
-def _print_fields() -> None:
+def _print_fields(name: str) -> None:
     from rich.console import Console
     from rich.padding import Padding
     from rich.text import Text
 
     from rdrop.toolkit.plain_yaml import shown
     from rdrop.toolkit.recipe_fields import recipe_fields
+    from rdrop.toolkit.recipe_file import load_recipe
+    from rdrop.toolkit.tasks import TASK_NAMES, recipe_class
 
+    schema = recipe_class(name) if name in TASK_NAMES else type(load_recipe(name))
     console = Console()
-    for text in recipe_fields().values():
+    for text in recipe_fields(schema).values():
         default = text.default if isinstance(text.default, str) else shown(text.default).removeprefix("the list ")
         console.print(Text(text.key, style="bold"))
         console.print(Padding(Text(f"{text.meaning}\nExpected: {text.expected}. Default: {default}."), (0, 0, 0, 4)))

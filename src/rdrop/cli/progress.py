@@ -29,9 +29,15 @@ class RichProgress:
         )
         self._task = TaskID(0)
         self._runs = self._runs_done = 0
+        self._reading = console.status("Reading the data")
+
+    def read(self) -> None:
+        """Show that the data are read."""
+        self._reading.start()
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         """Begin; `total_steps` are those that are still to be made."""
+        self._reading.stop()
         self._runs, self._runs_done = total_runs, finished_runs
         if finished_runs:
             self._console.print(f"{finished_runs} of {total_runs} runs are finished already")
@@ -58,4 +64,5 @@ class RichProgress:
 
     def close(self) -> None:
         """End the display; more than once does no harm."""
+        self._reading.stop()
         self._bar.stop()

@@ -12,14 +12,17 @@ def recipes(
     name: Annotated[str | None, typer.Argument(help="The recipe to print; all are listed without it.")] = None,
 ) -> None:
     """List the built-in recipes, or print one to copy: `rdrop recipes digits > my.yaml`."""
+    import yaml
+
     from rdrop.errors import UserError
     from rdrop.toolkit.recipe_fields import nearest
-    from rdrop.toolkit.recipe_file import built_in_recipes, load_recipe
+    from rdrop.toolkit.recipe_file import built_in_recipes
 
     built_in = built_in_recipes()
     if name is None:
-        for known in built_in:
-            print(f"{known:<12}{load_recipe(known).title}")
+        width = max(map(len, built_in)) + 2
+        for known, text in built_in.items():
+            print(f"{known:<{width}}{yaml.safe_load(text)['title']}")
         return
     if name not in built_in:
         close = nearest(name, built_in)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.recipe import ArmName, Recipe, Training
 
 BASELINE: ArmName = "plain"
 
@@ -19,8 +19,23 @@ class Objective:
     equal_compute: bool = False  # train for as long as a run of `rdrop` computes
 
 
+def recipe_of(arm: ArmName, recipe: Recipe) -> Recipe:
+    """The recipe with the settings that were chosen for one arm.
+
+    >>> recipe = Recipe.model_validate({"compare": {"chosen": {"rdrop": {"alpha": 3.0, "dropout": 0.4}}}})
+    >>> recipe_of("rdrop", recipe).rdrop.alpha, recipe_of("twice", recipe).rdrop.alpha
+    (3.0, 1.0)
+    """
+    chosen = recipe.compare.chosen.get(arm)
+    if chosen is None:
+        return recipe
+    alpha = {} if chosen.alpha is None else {"rdrop": recipe.rdrop.model_copy(update={"alpha": chosen.alpha})}
+    dropout = {} if chosen.dropout is None else {"model": recipe.model.model_copy(update={"dropout": chosen.dropout})}
+    return recipe.model_copy(update=alpha | dropout)
+
+
 def objective(arm: ArmName, recipe: Recipe) -> Objective:
-    """What an arm trains with.
+    """What an arm trains with; `recipe` is that of the arm.
 
     >>> objective("twice", Recipe())
     Objective(passes=2, alpha=0.0, equal_compute=False)
@@ -54,11 +69,17 @@ def description(arm: ArmName, recipe: Recipe) -> str:
             return "Plain training with as many more steps as make its compute equal to that of `rdrop`."
 
 
-def nominal_steps(recipe: Recipe) -> int:
+def nominal_steps(training: Training, batches: int | None) -> int:
     """Optimizer steps of a run, before `longer` is made longer.
 
-    >>> nominal_steps(Recipe())
+    Args:
+        training: How a run is trained.
+        batches: Micro-batches in one pass over the training split; None if nobody knows, then `training.steps` counts.
+
+    >>> nominal_steps(Training(epochs=60), batches=10)
     600
     """
-    batches = math.ceil(recipe.data.train_size / recipe.training.batch_size)
-    return recipe.training.epochs * math.ceil(batches / recipe.training.gradient_accumulation_steps)
+    if training.steps is not None:
+        return training.steps
+    assert batches is not None
+    return training.epochs * math.ceil(batches / training.gradient_accumulation_steps)

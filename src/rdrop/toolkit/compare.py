@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -20,7 +20,6 @@ from typing import Protocol
 
 from rdrop.errors import UserError
 from rdrop.toolkit import worker
-from rdrop.toolkit.arms import nominal_steps
 from rdrop.toolkit.environment import machine, versions
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RunFolder, Unit, write_atomically
@@ -32,6 +31,9 @@ SUMMARY_FILE = "summary.json"
 
 class Progress(Protocol):
     """Who is told how far a comparison is."""
+
+    def read(self) -> None:
+        """The data are read and checked now."""
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         """It begins.
@@ -74,35 +76,38 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
         UserError: If the folder belongs to something else, or a record in it is damaged, or a process died.
     """
     folder = RunFolder(out)
-    with folder.opened(recipe, resume=resume):
-        # Seed by seed, so that what is there after an interruption is balanced over the arms.
-        units: list[Unit] = [(arm, seed) for seed in recipe.compare.seeds for arm in recipe.compare.arms]
+    # Seed by seed, so that what is there after an interruption is balanced over the arms.
+    units: list[Unit] = [(arm, seed) for seed in recipe.compare.seeds for arm in recipe.compare.arms]
+    with folder.opened(recipe, resume=resume), _workers(min(jobs, len(units)), progress) as pool:
         missing = [unit for unit in units if folder.read(unit) is None]
-        progress.start(len(units), len(missing) * nominal_steps(recipe), len(units) - len(missing))
         try:
-            where = _make_runs(recipe, folder, missing, jobs, progress)
-        finally:
-            progress.close()
-        # From the files, not from memory: a resumed comparison then reads the very same numbers.
-        records = [record for unit in units if (record := folder.read(unit)) is not None]
-        summary = summarize(recipe, records, jobs, _environment(where, command))
-        write_atomically(out / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
-        return summary
-
-
-def _make_runs(recipe: Recipe, folder: RunFolder, units: Sequence[Unit], jobs: int, progress: Progress) -> str:
-    """Makes these runs, writes each as it ends, and says on what machine."""
-    context = _context()
-    steps: Queue[int] = context.Queue()
-    pool = ProcessPoolExecutor(max(1, min(jobs, len(units))), context, initializer=worker.start, initargs=(steps,))
-    with _relayed(steps, progress):
-        try:
-            futures = [pool.submit(worker.run, recipe, *unit) for unit in units]
+            progress.read()
+            found = pool.submit(worker.survey, recipe).result()
+            progress.start(len(units), len(missing) * found.nominal_steps, len(units) - len(missing))
+            futures = [pool.submit(worker.run, recipe, *unit, found.nominal_steps) for unit in missing]
             for future in as_completed(futures):
                 record = future.result()
                 folder.write(record)
                 progress.finished(record.run)
-            return pool.submit(machine).result()  # there, because it needs torch, which is slow to load
+            where = pool.submit(machine).result()  # there, because it needs torch, which is slow to load
+        finally:
+            progress.close()
+        # From the files, not from memory: a resumed comparison then reads the very same numbers.
+        records = [held for unit in units if (held := folder.read(unit)) is not None]
+        summary = summarize(recipe, found, records, jobs, _environment(where, command))
+        write_atomically(out / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
+        return summary
+
+
+@contextmanager
+def _workers(jobs: int, progress: Progress) -> Iterator[ProcessPoolExecutor]:
+    """Processes that make runs, one at a time each, and tell their steps."""
+    context = _context()
+    steps: Queue[int] = context.Queue()
+    pool = ProcessPoolExecutor(max(1, jobs), context, initializer=worker.start, initargs=(steps,))
+    with _relayed(steps, progress):
+        try:
+            yield pool
         except BrokenProcessPool as error:
             raise UserError(
                 "a worker process died, killed by the system or by someone else; a lack of memory is the "

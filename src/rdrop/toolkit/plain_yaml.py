@@ -81,7 +81,7 @@ def plain_data(text: str, name: str, draft: Draft) -> object:
 class _Loader(yaml.SafeLoader):
     """Composes nodes alone, with the scalars of YAML 1.2 and without aliases."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - declared without ClassVar in the base class
+    yaml_implicit_resolvers = {}
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):

@@ -1,18 +1,23 @@
-"""A run as data: every field of a recipe, with its meaning and its unit.
+"""A run as data: the fields that every recipe has, with their meaning and their unit.
 
-The classes here are the one place where a field is typed, bounded and explained. The YAML loader, the help
-of `rdrop compare --help-recipe`, the documentation and the record of a run are all made from them.
+A task family adds its own fields by subclassing `Recipe`, `Data`, `Model` and `Training` (see `rdrop.toolkit.tasks`).
+These classes are the one place where a field is typed, bounded and explained. The YAML loader, the help of
+`rdrop compare --help-recipe`, the documentation and the record of a run are all made from them.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 ArmName = Literal["plain", "twice", "rdrop", "longer"]
+SplitName = Literal["validation", "test"]
+Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
 def fault(message: str, *keys: str) -> PydanticCustomError:
@@ -20,7 +25,11 @@ def fault(message: str, *keys: str) -> PydanticCustomError:
     return PydanticCustomError("recipe", "{message}", {"message": message, "keys": keys})
 
 
-def _distinct(values: list[int] | list[ArmName]) -> list[int] | list[ArmName]:
+_T = TypeVar("_T")
+
+
+def distinct(values: list[_T]) -> list[_T]:
+    """A list in which no entry may be repeated."""
     twice = [value for index, value in enumerate(values) if value in values[:index]]
     if twice:
         raise fault(f"{', '.join(map(str, twice))} is listed twice; expected every entry once")
@@ -42,29 +51,19 @@ class Section(BaseModel):
 class Data(Section):
     """What to train and test on."""
 
-    name: Literal["digits"] = Field(
-        default="digits", description="`digits`: the 1,797 images of 8x8 pixels that scikit-learn carries."
-    )
-    train_size: Annotated[int, Field(ge=20, le=1700)] = Field(
-        default=300,
-        description="Labelled training images, drawn stratified by class; all others are the test split.",
-    )
     split_seed: Seed | None = Field(
         default=None,
-        description="Seed of the split. null: each run's own seed, so that the intervals also cover which "
-        "images happen to be labelled.",
+        description="Seed of what is drawn: the labelled examples and what is held out. null: each run's own seed, "
+        "so that the intervals also cover the draw.",
     )
 
 
 class Model(Section):
     """The network."""
 
-    name: Literal["digits-cnn"] = Field(
-        default="digits-cnn",
-        description="`digits-cnn`: two 3x3 convolutions (32, 64), max-pooling, dropout, linear 128, dropout, linear.",
-    )
-    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.3, description="Probability of dropping a unit, in every dropout layer."
+    dropout: Rate | None = Field(
+        default=None,
+        description="Probability of dropping a unit, in every dropout layer; null leaves the network's own rates.",
     )
 
 
@@ -72,7 +71,10 @@ class Training(Section):
     """How a run is trained; the same for every arm."""
 
     epochs: Annotated[int, Field(ge=1)] = Field(
-        default=60, description="Passes over the training split (the arm `longer` makes more of them)."
+        default=3, description="Passes over the training split (the arm `longer` makes more of them)."
+    )
+    steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Optimizer steps, in place of `epochs`; needed where the data are streamed."
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(default=32, description="Examples in a step.")
     gradient_accumulation_steps: Annotated[int, Field(ge=1)] = Field(
@@ -80,18 +82,43 @@ class Training(Section):
         description="Micro-batches in an optimizer step; the gradient is that of the one big batch.",
     )
     learning_rate: Annotated[float, Field(gt=0)] = Field(default=1e-3, description="Peak learning rate of AdamW.")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+    lr_scheduler: Literal["constant", "linear", "cosine", "inverse_sqrt"] = Field(
         default="constant", description="Course of the learning rate after the warm-up."
     )
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="Fraction of the steps in which the learning rate rises from 0 to its peak."
     )
+    warmup_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=None, description="Steps in which it does so, in place of a fraction of them."
+    )
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.999, description="Decay of AdamW's mean of squared gradients, from step to step."
+    )
     weight_decay: Annotated[float, Field(ge=0)] = Field(default=0.01, description="Decoupled weight decay of AdamW.")
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0, description="Share of the target that is spread evenly over the classes."
     )
+    max_grad_norm: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="Gradients longer than this are scaled down to it; 0: never."
+    )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="Arithmetic of the passes; the two short ones are automatic mixed precision."
+    )
     eval_every_epochs: Annotated[int, Field(ge=1)] = Field(
-        default=5, description="Epochs between two points of the learning curve."
+        default=1, description="Epochs between two points of the learning curve."
+    )
+    eval_every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None, description="Optimizer steps between two points of the learning curve, in place of epochs."
+    )
+    eval_batch_size: Annotated[int, Field(ge=1)] = Field(
+        default=64, description="Examples at a time in evaluation; it changes nothing but time and memory."
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="Processes that prepare batches beside the one that trains."
+    )
+    device: Literal["auto", "cpu"] = Field(default="auto", description="`auto`: an accelerator where there is one.")
+    report_to: Annotated[list[Tracker], AfterValidator(distinct)] = Field(
+        default=[], description="Trackers that receive the logged quantities of each run."
     )
 
 
@@ -121,49 +148,91 @@ class RDrop(Section):
     )
 
 
+class Chosen(Section):
+    """What was chosen for one arm alone."""
+
+    alpha: Annotated[float, Field(ge=0)] | None = Field(default=None, description="In place of `rdrop.alpha`.")
+    dropout: Rate | None = Field(default=None, description="In place of `model.dropout`.")
+
+
 class Compare(Section):
     """What is set against what."""
 
-    arms: Annotated[list[ArmName], Field(min_length=1), AfterValidator(_distinct), AfterValidator(_with_plain)] = Field(
+    arms: Annotated[list[ArmName], Field(min_length=1), AfterValidator(distinct), AfterValidator(_with_plain)] = Field(
         default=["plain", "twice", "rdrop", "longer"],
         description="`plain`: one pass. `twice`: all passes, alpha 0. `rdrop`: all passes and the "
         "divergence. `longer`: plain, with as many more steps as make its compute equal to that of `rdrop`.",
     )
-    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(_distinct)] = Field(
+    seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=[0, 1, 2, 3, 4],
         description="Seeds of data split, initial weights, data order and dropout; the same for every arm.",
     )
     samples: Annotated[int, Field(ge=2)] = Field(
         default=16, description="Dropout-on predictions that the consistency gap averages."
     )
+    split: SplitName = Field(
+        default="test",
+        description="Split that the runs are judged on: `validation` while settings are chosen, `test` once, at the "
+        "end. Without a test split it is always `validation`.",
+    )
+    chosen: dict[ArmName, Chosen] = Field(
+        default={},
+        description="Settings of single arms, such as `{plain: {dropout: 0.1}, rdrop: {alpha: 2.0, dropout: 0.3}}`, "
+        "where each arm has its own best.",
+        json_schema_extra={"expected": "a mapping from arms to their alpha, dropout or both"},
+    )
 
 
 class Recipe(Section):
     """A complete comparison."""
 
-    title: str = Field(default="Digits with 300 labels", description="Heading of the report.")
+    FAMILY: ClassVar[str] = ""
+    """The kind of task that the report names."""
+    DEFAULTS: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Section to key to value, where a family's default is not that of the section's class."""
+
+    task: str = Field(default="", description="The task family.")
+    title: str = Field(default="", description="Heading of the report.")
     data: Data = Field(default=Data(), description="What to train and test on.")
     model: Model = Field(default=Model(), description="The network.")
     training: Training = Field(default=Training(), description="How a run is trained; the same for every arm.")
     rdrop: RDrop = Field(default=RDrop(), description="What the arm `rdrop` adds to plain training.")
     compare: Compare = Field(default=Compare(), description="What is set against what.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _with_defaults(cls, given: Any) -> Any:
+        """Puts the defaults of the family under what is given."""
+        if not isinstance(given, dict):
+            return given
+        merged = dict(given)
+        for section, values in cls.DEFAULTS.items():
+            held = merged.get(section, {})
+            if isinstance(held, dict):
+                merged[section] = {**values, **held}
+        return merged
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        if self.training.batch_size > self.data.train_size:
-            raise fault(
-                f"got {self.training.batch_size}, expected at most data.train_size, which is {self.data.train_size}",
-                "training.batch_size",
-                "data.train_size",
-            )
-        if "rdrop" in self.compare.arms and self.rdrop.alpha == 0 and self.model.dropout == 0:
-            raise fault(
-                "got 0, and 0 for model.dropout, with which the arm rdrop is the arm twice; set at least one "
-                "of them above 0 or leave rdrop out of compare.arms",
-                "rdrop.alpha",
-                "model.dropout",
-            )
+        if "rdrop" in self.compare.arms:
+            chosen = self.compare.chosen.get("rdrop", Chosen())
+            alpha = self.rdrop.alpha if chosen.alpha is None else chosen.alpha
+            dropout = self.model.dropout if chosen.dropout is None else chosen.dropout
+            if alpha == 0 and dropout == 0 and self.without_dropout_twice_is_plain():
+                raise fault(
+                    "got 0, and 0 for model.dropout, with which the arm rdrop is the arm twice; set at least one "
+                    "of them above 0 or leave rdrop out of compare.arms",
+                    "rdrop.alpha",
+                    "model.dropout",
+                )
+        unknown = [arm for arm in self.compare.chosen if arm not in self.compare.arms]
+        if unknown:
+            raise fault(f"got settings of {', '.join(unknown)}, expected arms of compare.arms", "compare.chosen")
         return self
+
+    def without_dropout_twice_is_plain(self) -> bool:
+        """Whether the passes differ by dropout alone."""
+        return True
 
 
 def cautions(recipe: Recipe) -> list[str]:
@@ -181,7 +250,7 @@ def cautions(recipe: Recipe) -> list[str]:
     if "rdrop" not in recipe.compare.arms:
         return []
     told = []
-    if recipe.model.dropout == 0:
+    if recipe.model.dropout == 0 and recipe.without_dropout_twice_is_plain():
         told.append("model.dropout is 0: the passes are identical and the arm rdrop cannot differ from twice.")
     if recipe.rdrop.alpha == 0:
         told.append("rdrop.alpha is 0: the arm rdrop has no divergence term and does the same as twice.")

@@ -1,7 +1,7 @@
 """Every field of a recipe in words: its key, what it accepts, its default and its meaning.
 
-Made from the JSON schema of `rdrop.toolkit.recipe.Recipe`, so that the help, the messages about faults and
-the comments in a written recipe cannot differ from what is checked.
+Made from the JSON schema of a family's recipe, so that the help, the messages about faults and the comments in
+a written recipe cannot differ from what is checked.
 """
 
 from __future__ import annotations
@@ -38,28 +38,28 @@ class FieldText:
         return self.key.rpartition(".")[2]
 
 
-def recipe_fields() -> dict[str, FieldText]:
-    """All fields by dotted key, in the order in which a recipe is written.
+def recipe_fields(schema: type[Recipe]) -> dict[str, FieldText]:
+    """All fields of a family's recipe by dotted key, in the order in which a recipe is written.
 
-    >>> recipe_fields()["model.dropout"].expected
-    'a number, at least 0, below 1'
+    >>> recipe_fields(Recipe)["rdrop.alpha"].expected
+    'a number, at least 0'
     """
-    return _texts()[0]
+    return _texts(schema)[0]
 
 
-def recipe_sections() -> dict[str, FieldText]:
+def recipe_sections(schema: type[Recipe]) -> dict[str, FieldText]:
     """The sections by name, in the order in which a recipe is written."""
-    return _texts()[1]
+    return _texts(schema)[1]
 
 
-def nearest_key(key: str) -> str | None:
+def nearest_key(key: str, schema: type[Recipe]) -> str | None:
     """The valid key that a mistaken one was most likely meant to be, or None.
 
-    >>> nearest_key("training.alhpa")
+    >>> nearest_key("training.alhpa", Recipe)
     'rdrop.alpha'
     """
     section, _, leaf = key.lower().rpartition(".")
-    known = [*recipe_fields(), *recipe_sections()]
+    known = [*recipe_fields(schema), *recipe_sections(schema)]
     close = nearest(leaf, [other.rpartition(".")[2] for other in known])
     same = [other for other in known if other.rpartition(".")[2] == close]
     # Of equal names, such as data.name and model.name, the one in the section where the mistake was made.
@@ -76,31 +76,41 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 
 @cache
-def _texts() -> tuple[dict[str, FieldText], dict[str, FieldText]]:
-    schema = Recipe.model_json_schema()
+def _texts(recipe: type[Recipe]) -> tuple[dict[str, FieldText], dict[str, FieldText]]:
+    schema = recipe.model_json_schema()
+    # Not the schema's defaults: a family may have its own.
+    defaults = recipe().model_dump(mode="json")
     fields: dict[str, FieldText] = {}
     sections: dict[str, FieldText] = {}
     for name, part in schema["properties"].items():
         if "$ref" not in part:
-            fields[name] = _field_text(name, part)
+            fields[name] = _field_text(name, part, defaults[name])
             continue
         section = schema["$defs"][part["$ref"].rpartition("/")[2]]
         inner = section["properties"]
-        names = ", ".join(inner)
-        sections[name] = FieldText(name, f"a section with the keys {names}", section["description"])
-        fields |= {f"{name}.{key}": _field_text(f"{name}.{key}", value) for key, value in inner.items()}
+        keys = _own_first(recipe.model_fields[name].annotation, list(inner))
+        sections[name] = FieldText(name, f"a section with the keys {', '.join(keys)}", section["description"])
+        fields |= {f"{name}.{key}": _field_text(f"{name}.{key}", inner[key], defaults[name][key]) for key in keys}
     return fields, sections
 
 
-def _field_text(key: str, schema: dict[str, Any]) -> FieldText:
+def _own_first(section: object, keys: list[str]) -> list[str]:
+    """The fields of a family before those that every family has."""
+    own = list(getattr(section, "__annotations__", ()))
+    return sorted(keys, key=lambda key: own.index(key) if key in own else len(own))
+
+
+def _field_text(key: str, schema: dict[str, Any], default: object) -> FieldText:
     item = _phrase(schema["items"]) if "items" in schema else None
     options = schema.get("anyOf", [schema])
     is_text = any(option.get("type") == "string" for option in options)
-    return FieldText(key, _phrase(schema), schema["description"], schema["default"], item, is_text)
+    return FieldText(key, _phrase(schema), schema["description"], default, item, is_text)
 
 
 def _phrase(schema: dict[str, Any]) -> str:
     """What a JSON schema accepts, in words."""
+    if "expected" in schema:
+        return str(schema["expected"])
     if "anyOf" in schema:
         # null goes first: after a list of bounds it would read as one more bound.
         return " or ".join(
@@ -119,6 +129,12 @@ def _phrase(schema: dict[str, Any]) -> str:
         "maximum": "at most",
         "exclusiveMaximum": "below",
     }
-    named = {"integer": "a whole number", "number": "a number", "string": "text", "null": "null"}[schema["type"]]
+    named = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "text",
+        "boolean": "true or false",
+        "null": "null",
+    }[schema["type"]]
     limits = [f"{word} {schema[bound]}" for bound, word in bounds.items() if bound in schema]
     return ", ".join([named, *limits])

@@ -9,13 +9,14 @@ from importlib.resources import files
 from pathlib import Path
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from rdrop.errors import UserError
 from rdrop.toolkit.plain_yaml import Draft, KeyPath, Place, dotted, plain_data, shown
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.recipe_fields import FieldText, nearest, nearest_key, recipe_fields, recipe_sections
+from rdrop.toolkit.tasks import DEFAULT_TASK, TASK_NAMES, recipe_class
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,20 @@ def load_recipe(recipe: str | Path = "digits", overrides: Sequence[str | Overrid
     """
     name, text = _read(recipe)
     draft = _parse(text, name)
-    _override(draft, [Override.parse(item) if isinstance(item, str) else item for item in overrides])
-    checked = _check(draft)
+    words = [Override.parse(item) if isinstance(item, str) else item for item in overrides]
+    schema = _schema(draft, words)
+    _drop_empty_sections(draft, schema)
+    _override(draft, words, schema)
+    checked = _check(draft, schema)
     if checked is not None:
         return checked
     faults = [f"{place}: {message}" for place, message in sorted(draft.faults)]
+    hint = ""
+    if "task" not in draft.data and any("is not a key of" in fault for fault in faults):
+        hint = f"\n(without the key task this is a recipe for {DEFAULT_TASK}; the tasks: {', '.join(TASK_NAMES)})"
     if len(faults) == 1:
-        raise UserError(faults[0])
-    raise UserError(f"{len(faults)} faults in the recipe:\n" + textwrap.indent("\n".join(faults), "  "))
+        raise UserError(faults[0] + hint)
+    raise UserError(f"{len(faults)} faults in the recipe:\n" + textwrap.indent("\n".join(faults), "  ") + hint)
 
 
 def recipe_text(recipe: Recipe) -> str:
@@ -90,19 +97,20 @@ def recipe_text(recipe: Recipe) -> str:
     Returns:
         Text that `load_recipe` reads back into an equal recipe.
 
-    >>> recipe_text(Recipe()).splitlines()[:2]
+    >>> recipe_text(load_recipe("digits")).splitlines()[2:4]
     ['# Heading of the report. Expected: text.', 'title: Digits with 300 labels']
     """
     lines: list[str] = []
-    for name, section in recipe_sections().items():
+    schema = type(recipe)
+    for name, section in recipe_sections(schema).items():
         lines += ["", *_comment(section.meaning, 0), f"{name}:"]
-        for key, text in recipe_fields().items():
+        for key, text in recipe_fields(schema).items():
             if key.startswith(f"{name}."):
                 value = getattr(getattr(recipe, name), text.leaf)
                 lines += [*_comment(_described(text), 2), f"  {text.leaf}: {_scalar(value)}"]
     top = [
         line
-        for key, text in recipe_fields().items()
+        for key, text in recipe_fields(schema).items()
         if "." not in key
         for line in [*_comment(_described(text), 0), f"{key}: {_scalar(getattr(recipe, key))}"]
     ]
@@ -120,6 +128,10 @@ def _comment(text: str, indent: int) -> list[str]:
 
 def _scalar(value: object) -> str:
     """One value on one line, as text that means the same to this module and to any other YAML reader."""
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json", exclude_none=True)
+    elif isinstance(value, dict):
+        value = {key: held.model_dump(mode="json", exclude_none=True) for key, held in value.items()}
     if isinstance(value, float):
         # Shortest text that reads back; YAML 1.1 readers take 1e-05 for a word, 1.0e-05 for a number.
         mantissa, letter, exponent = repr(value).partition("e")
@@ -164,28 +176,49 @@ def _parse(text: str, name: str) -> Draft:
     if data is None and not draft.faults:
         return draft
     if not isinstance(data, dict):
-        sections = ", ".join(recipe_sections())
+        sections = ", ".join(["task", *recipe_sections(Recipe)])
         raise UserError(f"{draft.place(())}: got {shown(data)} as the whole recipe, expected the keys {sections}")
     draft.data = data
-    for section in recipe_sections():
-        # A section whose lines are all commented out is an empty one, not a fault.
-        if section in data and data[section] is None:
-            del data[section]
     return draft
 
 
-def _override(draft: Draft, overrides: Iterable[Override]) -> None:
+def _schema(draft: Draft, overrides: Iterable[Override]) -> type[Recipe]:
+    """The recipe class of the task that the draft names.
+
+    Raises:
+        UserError: There is no such task; no other key can then be judged.
+    """
+    place, task = draft.place(("task",)), draft.data.get("task", DEFAULT_TASK)
+    for item in overrides:
+        if item.key == "task":
+            place, task = Place(0, 0, f"on the command line, {item.source}"), item.text
+    if task not in TASK_NAMES:
+        close = nearest(str(task), TASK_NAMES)
+        hint = f"; did you mean {close}?" if close else ""
+        raise UserError(f"{place}: task: got {shown(task)}, expected one of {', '.join(TASK_NAMES)}{hint}")
+    return recipe_class(str(task))
+
+
+def _drop_empty_sections(draft: Draft, schema: type[Recipe]) -> None:
+    """A section whose lines are all commented out is an empty one, not a fault."""
+    for section in recipe_sections(schema):
+        if section in draft.data and draft.data[section] is None:
+            del draft.data[section]
+
+
+def _override(draft: Draft, overrides: Iterable[Override], schema: type[Recipe]) -> None:
     """Set the values of the command line in the draft."""
     seen: dict[str, Override] = {}
+    fields, sections = recipe_fields(schema), recipe_sections(schema)
     for item in overrides:
         place = Place(0, 0, f"on the command line, {item.source}")
-        matches = [text for text in recipe_fields().values() if item.key in (text.key, text.leaf)]
+        matches = [text for text in fields.values() if item.key in (text.key, text.leaf)]
         texts = [text for text in matches if text.key == item.key] or matches
-        if item.key in recipe_sections():
-            inside = next(key for key in recipe_fields() if key.startswith(f"{item.key}."))
+        if item.key in sections:
+            inside = next(key for key in fields if key.startswith(f"{item.key}."))
             draft.fault(place, f"{item.key} is a section; set one of its fields, for example {inside}=...")
         elif not texts:
-            draft.fault(place, _unknown(item.key))
+            draft.fault(place, _unknown(item.key, schema))
         elif len(texts) > 1:
             draft.fault(place, f"{item.key} could be {' or '.join(text.key for text in texts)}; write one of them")
         elif texts[0].key in seen:
@@ -219,7 +252,7 @@ def _set(draft: Draft, text: FieldText, typed: str, place: Place) -> None:
         section[path[-1]] = value
 
 
-def _check(draft: Draft) -> Recipe | None:
+def _check(draft: Draft, schema: type[Recipe]) -> Recipe | None:
     """The recipe of a draft; None if the draft has faults, which are then all in it."""
     # Rules across fields are only tried once every field is possible by itself: the second round, on what the
     # first left, tells them together with the faults of the first.
@@ -232,21 +265,21 @@ def _check(draft: Draft) -> Recipe | None:
             if (name,) not in draft.faulty
         }
         try:
-            recipe = Recipe.model_validate(sound)
+            recipe = schema.model_validate(sound)
         except ValidationError as error:
             for found in error.errors(include_url=False):
-                _tell(draft, found)
+                _tell(draft, found, schema)
         else:
             return None if draft.faults else recipe
     return None
 
 
-def _tell(draft: Draft, found: ErrorDetails) -> None:
+def _tell(draft: Draft, found: ErrorDetails, schema: type[Recipe]) -> None:
     """Note one fault that pydantic found, in the words of a recipe."""
     path: KeyPath = found["loc"]
-    fields = recipe_fields() | recipe_sections()
+    fields = recipe_fields(schema) | recipe_sections(schema)
     if found["type"] == "extra_forbidden":
-        draft.fault(draft.place(path, of_key=True), _unknown(dotted(path)), path)
+        draft.fault(draft.place(path, of_key=True), _unknown(dotted(path), schema), path)
         return
     if found["type"] == "recipe":
         keys = [tuple(key.split(".")) for key in found["ctx"]["keys"]] or [path]
@@ -263,8 +296,8 @@ def _tell(draft: Draft, found: ErrorDetails) -> None:
     draft.fault(draft.place(path), f"{dotted(path)}: got {shown(found['input'])}, expected {expected}{hint}", path)
 
 
-def _unknown(key: str) -> str:
-    close = nearest_key(key)
+def _unknown(key: str, schema: type[Recipe]) -> str:
+    close = nearest_key(key, schema)
     if close == key:
         section, _, leaf = key.partition(".")
         return f"{key} is written as one key; write the section {section}: and {leaf}: indented below it"

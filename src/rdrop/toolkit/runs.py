@@ -81,7 +81,13 @@ class RunFolder:
             ) from error
         with _locked(self.path / LOCK_FILE):
             self._claim(recipe, resume=resume)
-            yield
+            try:
+                yield
+            except UserError:
+                # Nothing was made: what is repaired now may well be the recipe.
+                if not any((self.path / RUNS_FOLDER).iterdir()):
+                    (self.path / RECIPE_FILE).unlink()
+                raise
 
     def read(self, unit: Unit) -> RunRecord | None:
         """The record of a run, or None if it has not ended.

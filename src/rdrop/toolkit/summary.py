@@ -9,9 +9,9 @@ Two summaries of the same recipe, seeds and arms are equal, bit for bit on one m
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
 
 
 class Record(BaseModel):
@@ -62,6 +62,44 @@ class ReliabilityBin(Record):
     accuracy: float | None = Field(description="The fraction of them that is right; null for an empty bin.")
 
 
+class Confusion(Record):
+    """How often each class was taken for each other."""
+
+    kind: Literal["confusion"] = "confusion"
+    title: str = Field(description="Heading.")
+    labels: list[str] = Field(description="Names of the classes (C).")
+    counts: list[list[int]] = Field(description="C rows, one for each true class, of C counts by predicted class.")
+
+
+class Picture(Record):
+    """One image with what there is to say about it."""
+
+    image: Base64Bytes = Field(description="A PNG or JPEG file, in base64.")
+    caption: list[str] = Field(description="Lines below it, the first of which names it.")
+
+
+class Gallery(Record):
+    """Images side by side, such as those that were classified worst."""
+
+    kind: Literal["gallery"] = "gallery"
+    title: str = Field(description="Heading.")
+    reading: str = Field(description="One sentence: what is shown and in which order.")
+    pictures: list[Picture]
+
+
+class Listing(Record):
+    """A table of text, such as sentences with their translations."""
+
+    kind: Literal["listing"] = "listing"
+    title: str = Field(description="Heading.")
+    reading: str = Field(description="One sentence: what is shown and in which order.")
+    columns: list[str]
+    rows: list[list[str]] = Field(description="One text for each column.")
+
+
+Exhibit = Annotated[Confusion | Gallery | Listing, Field(discriminator="kind")]
+
+
 class Run(Record):
     """One arm with one seed."""
 
@@ -77,6 +115,9 @@ class Run(Record):
     )
     reliability: list[ReliabilityBin] = Field(
         default=[], description="Equal-width bins of confidence from 0 to 1, on the test split."
+    )
+    exhibits: list[Exhibit] = Field(
+        default=[], description="What a number cannot show: confusions, worst images, examples. First seed only."
     )
 
 

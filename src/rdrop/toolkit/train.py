@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
-    EvalPrediction,
     PrinterCallback,
     TrainerCallback,
     TrainerControl,
@@ -23,33 +23,73 @@ from transformers import (
     TrainingArguments,
     set_seed,
 )
-from transformers.trainer_utils import PredictionOutput
 
 from rdrop import schedule
-from rdrop.diagnostics import consistency_gap
+from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import Strategy, explain_passes, forward_passes
-from rdrop.toolkit import digits
-from rdrop.toolkit.arms import Objective, nominal_steps, objective
-from rdrop.toolkit.metrics import classification_metrics, reliability
-from rdrop.toolkit.models import DigitsCNN
-from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
+from rdrop.toolkit.recipe import ArmName, Recipe, Training
 from rdrop.toolkit.runs import RunRecord
-from rdrop.toolkit.summary import Curve, ReliabilityBin, Run
+from rdrop.toolkit.summary import Curve, Metric, Run
+from rdrop.toolkit.task import Evaluation, Splits, Task
+from rdrop.toolkit.tasks import task_of
 
-EVAL_BATCH = 512
 UNTIMED_STEPS = 10  # the first steps of a process are slower than those that follow
+EXAMPLES = 4  # enough to count operations on, and for a batch norm
 
-CURVES = {
-    "loss": "train_loss",
-    "task_loss": "task_loss",
-    "divergence": "divergence",
-    "eval_accuracy": "eval_accuracy",
-    "eval_nll": "eval_nll",
+TRAINING_CURVES = {"loss": "train_loss", "task_loss": "task_loss", "divergence": "divergence"}
+UNSHOWN = {
+    "eval_loss",
+    "eval_runtime",
+    "eval_samples_per_second",
+    "eval_steps_per_second",
+    "eval_model_preparation_time",
 }
 
 
-def train_run(recipe: Recipe, arm: ArmName, seed: int, advance: Callable[[int], None]) -> RunRecord:
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a recipe once its data were read."""
+
+    nominal_steps: int
+    """Optimizer steps of a run of `plain`."""
+    metrics: tuple[Metric, ...]
+    notes: tuple[str, ...]
+
+
+def survey(recipe: Recipe) -> Survey:
+    """Reads and checks the data of a recipe, with its first seed, before anything is trained.
+
+    Raises:
+        UserError: The data are not what the recipe says.
+    """
+    task = task_of(recipe)
+    splits = task.load(recipe.compare.seeds[0])
+    return Survey(planned_steps(task, splits), task.metrics, splits.notes)
+
+
+def planned_steps(task: Task[Any], splits: Splits) -> int:
+    """Optimizer steps of a run of `plain`.
+
+    Raises:
+        UserError: The data have no known length and the recipe has no number of steps, or they do not fill a batch.
+    """
+    training = task.recipe.training
+    batches = task.batches_per_epoch(splits.train)
+    if batches is None and training.steps is None:
+        raise UserError(
+            "training.steps is null, but the length of streamed data is not known; set the number of optimizer steps"
+        )
+    if hasattr(splits.train, "__len__") and len(splits.train) < training.batch_size:
+        raise UserError(
+            f"training.batch_size is {training.batch_size}, but there are only {len(splits.train)} training examples; "
+            "expected at most that number"
+        )
+    return nominal_steps(training, batches)
+
+
+def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Callable[[int], None]) -> RunRecord:
     """Trains and tests one arm with one seed.
 
     Everything but the times is decided by the arguments: the seed draws the split (unless the recipe fixes
@@ -60,31 +100,34 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, advance: Callable[[int], 
         recipe: What to do.
         arm: The arm.
         seed: The seed.
+        nominal: Optimizer steps of a run of `plain`, from `survey`.
         advance: Called now and then with the progress made since the last call, in nominal steps: together
-            `nominal_steps(recipe)`, also where the arm makes more of them.
+            `nominal`, also where the arm makes more of them.
 
     Returns:
         The run. One that raises, or whose loss is no longer finite, is returned as failed with its error.
     """
     start = time.perf_counter()
-    split = digits.load(recipe.data, seed)
-    model = build_model(recipe, seed)
-    goal = objective(arm, recipe)
-    batch = split.train[: recipe.training.batch_size]
-    compute, strategy = step_compute(model, batch, goal, recipe)
-    steps = nominal_steps(recipe)
+    task = task_of(recipe_of(arm, recipe))
+    splits = task.load(seed)
+    model = build_model(task, seed)
+    goal = objective(arm, task.recipe)
+    batch = example_batch(task, splits)
+    compute, strategy = step_compute(model, batch, goal, task.recipe)
+    steps = nominal
     if goal.equal_compute:
         steps = round(steps * step_compute(model, batch, objective("rdrop", recipe), recipe)[0])
-    watch = _Watch(advance, nominal=nominal_steps(recipe), steps=steps)
-    trainer = _trainer(recipe, goal, seed, model, split, steps, watch)
+    watch = Watch(advance, nominal=nominal, steps=steps)
     error: str | None = None
-    metrics: dict[str, float] = {}
-    bins: list[ReliabilityBin] = []
-    try:
-        trainer.train()
-        metrics, bins = _test(trainer, model, split.test, recipe, seed)
-    except Exception as failure:  # whatever it is, the other runs go on and the table shows it
-        error = f"{type(failure).__name__}: {failure}"
+    found = Evaluation({})
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = make_trainer(task, goal, seed, model, splits, steps=steps, nominal=nominal, folder=folder)
+        trainer.add_callback(watch)
+        try:
+            trainer.train()
+            found = judge(trainer, task, splits, seed=seed, exhibits=seed == recipe.compare.seeds[0])
+        except Exception as failure:  # whatever it is, the other runs go on and the table shows it
+            error = f"{type(failure).__name__}: {failure}"
     watch.finish()
     run = Run(
         arm=arm,
@@ -92,13 +135,14 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, advance: Callable[[int], 
         status="finished" if error is None else "failed",
         error=error,
         optimizer_steps=trainer.state.global_step,
-        metrics=metrics,
-        curves=_curves(trainer.state, goal),
-        reliability=bins,
+        metrics=found.metrics,
+        curves=curves(trainer.state, goal),
+        reliability=found.reliability,
+        exhibits=found.exhibits,
     )
     return RunRecord(
         run=run,
-        data=split.description,
+        data=splits.description,
         warnings=[],
         strategy=strategy,
         step_compute=compute,
@@ -107,10 +151,19 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, advance: Callable[[int], 
     )
 
 
-def build_model(recipe: Recipe, seed: int) -> nn.Module:
+def build_model(task: Task[Any], seed: int) -> nn.Module:
     """The network with the initial weights of a seed."""
     set_seed(seed)
-    return DigitsCNN(dropout=recipe.model.dropout, classes=digits.CLASSES)
+    return task.build_model()
+
+
+def example_batch(task: Task[Any], splits: Splits) -> dict[str, Tensor]:
+    """The first few training examples as a batch."""
+    loader = DataLoader(
+        splits.train, batch_size=min(EXAMPLES, task.recipe.training.batch_size), collate_fn=task.collate
+    )
+    batch: dict[str, Tensor] = next(iter(loader))
+    return batch
 
 
 def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, recipe: Recipe) -> tuple[float, str]:
@@ -121,6 +174,9 @@ def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, re
     """
     inputs = {name: column for name, column in batch.items() if name != "labels"}
     model = deepcopy(model).train()
+    shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
+    if shift is not None and "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = shift(labels=batch["labels"])
     strategy: str = recipe.rdrop.strategy
     if strategy == "auto" or goal.passes == 1:
         strategy = explain_passes(model, passes=goal.passes, **inputs).strategy
@@ -135,62 +191,105 @@ def _operations(model: nn.Module, inputs: dict[str, Tensor], passes: int, strate
     return int(counter.get_total_flops())
 
 
-def _trainer(
-    recipe: Recipe,
+def make_trainer(
+    task: Task[Any],
     goal: Objective,
     seed: int,
     model: nn.Module,
-    split: digits.Split,
+    splits: Splits,
+    *,
     steps: int,
-    watch: _Watch,
+    nominal: int,
+    folder: str,
+    **saving: Any,
 ) -> RDropTrainer:
-    """The Trainer of a run; it seeds all generators anew, so nothing before it leaves a trace in the run."""
-    training = recipe.training
-    epoch = nominal_steps(recipe) // training.epochs
-    warmed = training.lr_scheduler == "constant" and training.warmup_ratio > 0
+    """The Trainer of a run; it seeds all generators anew, so nothing before it leaves a trace in the run.
+
+    Args:
+        task: Collates, scores and measures.
+        goal: The arm.
+        seed: The seed.
+        model: The network.
+        splits: The data.
+        steps: Optimizer steps to make.
+        nominal: Optimizer steps of a run of `plain`, for the learning rate's and the learning curve's course.
+        folder: Where trackers and checkpoints go.
+        **saving: Arguments of `transformers.TrainingArguments` about checkpoints; none are written without them.
+    """
+    training = task.recipe.training
+    watched = splits.watched()
+    epoch = epoch_steps(training, nominal, task.batches_per_epoch(splits.train))
+    curve = training.eval_every_steps or epoch * training.eval_every_epochs
+    warmup = math.ceil(training.warmup_ratio * steps) if training.warmup_steps is None else training.warmup_steps
+    warmed = training.lr_scheduler == "constant" and warmup > 0
     arguments = TrainingArguments(
-        output_dir=tempfile.gettempdir(),  # it has to exist; nothing is saved into it
+        output_dir=folder,
         max_steps=steps,
         per_device_train_batch_size=training.batch_size,
-        per_device_eval_batch_size=EVAL_BATCH,
+        per_device_eval_batch_size=training.eval_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         learning_rate=training.learning_rate,
         lr_scheduler_type="constant_with_warmup" if warmed else training.lr_scheduler,
-        warmup_steps=math.ceil(training.warmup_ratio * steps),
+        warmup_steps=warmup,
+        adam_beta2=training.adam_beta2,
         weight_decay=training.weight_decay,
         label_smoothing_factor=training.label_smoothing,
-        max_grad_norm=0.0,
+        max_grad_norm=training.max_grad_norm,
+        bf16=training.precision == "bfloat16",
+        fp16=training.precision == "float16",
         seed=seed,
         data_seed=seed,
-        use_cpu=True,
-        report_to="none",
-        save_strategy="no",
+        use_cpu=training.device == "cpu",
+        dataloader_num_workers=training.workers,
+        report_to=list(training.report_to) or "none",
         logging_strategy="steps",
-        logging_steps=epoch,
+        logging_steps=min(epoch, curve),
         logging_nan_inf_filter=False,
-        eval_strategy="steps",
-        eval_steps=epoch * training.eval_every_epochs,
+        eval_strategy="no" if watched is None else "steps",
+        eval_steps=curve,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         disable_tqdm=True,
+        **{"save_strategy": "no", **saving},
     )
-    trainer = RDropTrainer(
+    trainer = task.trainer_class(
         model,
         arguments,
-        rdrop=_rdrop_config(recipe, goal, steps),
-        train_dataset=split.train,
-        eval_dataset=split.test,
-        data_collator=digits.TensorRows.collate,
-        compute_metrics=lambda prediction: classification_metrics(*_scored(prediction)),
-        callbacks=[watch],
+        rdrop=_rdrop_config(task, goal, steps),
+        train_dataset=splits.train,
+        eval_dataset=watched,
+        data_collator=task.collate,
+        compute_metrics=lambda prediction: task.measure(prediction.predictions, np.asarray(prediction.label_ids)),
+        preprocess_logits_for_metrics=task.scores,
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
-def _rdrop_config(recipe: Recipe, goal: Objective, steps: int) -> RDropConfig:
+def epoch_steps(training: Training, nominal: int, batches: int | None) -> int:
+    """Optimizer steps in an epoch; a tenth of the run where nobody knows."""
+    if batches is None:
+        return max(1, nominal // 10)
+    return math.ceil(batches / training.gradient_accumulation_steps)
+
+
+def judge(trainer: RDropTrainer, task: Task[Any], splits: Splits, *, seed: int, exhibits: bool) -> Evaluation:
+    """What the judged split says about the trained model.
+
+    Raises:
+        FloatingPointError: A metric is not finite.
+    """
+    rows = splits.judged(task.recipe.compare.split)
+    found = task.evaluate(trainer, rows, seed=seed, exhibits=exhibits)
+    unusable = [name for name, value in found.metrics.items() if not math.isfinite(value)]
+    if unusable:
+        raise FloatingPointError(f"not finite on the judged split: {', '.join(unusable)}")
+    return found
+
+
+def _rdrop_config(task: Task[Any], goal: Objective, steps: int) -> RDropConfig:
     """The objective of an arm; alpha 0 needs no schedule."""
-    rdrop = recipe.rdrop
+    rdrop = task.recipe.rdrop
     alpha: float | schedule.Schedule = goal.alpha
     if goal.alpha > 0:
         match rdrop.schedule:
@@ -205,51 +304,28 @@ def _rdrop_config(recipe: Recipe, goal: Objective, steps: int) -> RDropConfig:
         alpha_follows_learning_rate=rdrop.schedule == "learning_rate" and goal.alpha > 0,
         passes=goal.passes,
         strategy=rdrop.strategy,
+        kind=task.kind,
         divergence=rdrop.divergence,
         stop_gradient=rdrop.stop_gradient,
     )
 
 
-def _scored(prediction: EvalPrediction | PredictionOutput) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Logits and labels."""
-    return np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-
-
-def _test(
-    trainer: RDropTrainer, model: nn.Module, test: digits.TensorRows, recipe: Recipe, seed: int
-) -> tuple[dict[str, float], list[ReliabilityBin]]:
-    """Metrics and reliability on the test split."""
-    logits, labels = _scored(trainer.predict(test))
-    set_seed(seed)  # the same masks in every arm
-    gap = consistency_gap(model, _batches(test), samples=recipe.compare.samples)
-    metrics = classification_metrics(logits, labels) | {
-        "consistency_kl": gap.kl,
-        "agreement": gap.agreement,
-        "accuracy_averaged": gap.accuracy_averaged,
-        "nll_averaged": gap.nll_averaged,
-    }
-    unusable = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if unusable:
-        raise FloatingPointError(f"not finite on the test split: {', '.join(unusable)}")
-    return metrics, reliability(logits, labels)
-
-
-def _batches(rows: digits.TensorRows) -> Iterator[dict[str, Tensor]]:
-    for first in range(0, len(rows), EVAL_BATCH):
-        yield rows[first : first + EVAL_BATCH]
-
-
-def _curves(state: TrainerState, goal: Objective) -> dict[str, Curve]:
+def curves(state: TrainerState, goal: Objective) -> dict[str, Curve]:
     """The logged quantities over the optimizer steps; one pass has nothing to diverge from."""
-    curves = {}
-    for key, name in CURVES.items():
+    names = dict(TRAINING_CURVES)
+    if goal.passes == 1:
+        del names["divergence"]
+    for entry in state.log_history:
+        names |= {key: key for key in entry if key.startswith("eval_") and key not in UNSHOWN}
+    found = {}
+    for key, name in names.items():
         points = [(entry["step"], entry[key]) for entry in state.log_history if math.isfinite(entry.get(key, math.nan))]
-        if points and (goal.passes > 1 or key != "divergence"):
-            curves[name] = Curve(steps=[int(step) for step, _ in points], values=[float(value) for _, value in points])
-    return curves
+        if points:
+            found[name] = Curve(steps=[int(step) for step, _ in points], values=[float(value) for _, value in points])
+    return found
 
 
-class _Watch(TrainerCallback):
+class Watch(TrainerCallback):
     """Times the steps, tells the progress, and ends a run whose loss is no longer finite."""
 
     def __init__(self, advance: Callable[[int], None], nominal: int, steps: int) -> None:

@@ -10,10 +10,14 @@ import threading
 import warnings
 from multiprocessing import parent_process
 from multiprocessing.queues import Queue
+from typing import TYPE_CHECKING
 
 from rdrop.errors import RDropWarning
 from rdrop.toolkit.recipe import ArmName, Recipe
 from rdrop.toolkit.runs import RunRecord
+
+if TYPE_CHECKING:
+    from rdrop.toolkit.train import Survey
 
 _progress: Queue[int] | None = None
 
@@ -33,13 +37,24 @@ def start(progress: Queue[int]) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def run(recipe: Recipe, arm: ArmName, seed: int) -> RunRecord:
+def survey(recipe: Recipe) -> Survey:
+    """Reads and checks the data; see `rdrop.toolkit.train.survey`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from rdrop.toolkit import train
+
+        logging.disable(logging.WARNING)
+        return train.survey(recipe)
+
+
+def run(recipe: Recipe, arm: ArmName, seed: int, nominal: int) -> RunRecord:
     """Makes one run; its warnings go into its record, and nothing is printed.
 
     Args:
         recipe: What to do.
         arm: The arm.
         seed: The seed.
+        nominal: Optimizer steps of a run of `plain`.
 
     Returns:
         The run.
@@ -54,7 +69,7 @@ def run(recipe: Recipe, arm: ArmName, seed: int) -> RunRecord:
         torch.set_num_threads(1)
         logging.disable(logging.WARNING)
         warnings.simplefilter("always", RDropWarning)
-        record = train_run(recipe, arm, seed, _tell)
+        record = train_run(recipe, arm, seed, nominal, _tell)
     told = [str(warning.message) for warning in caught if issubclass(warning.category, RDropWarning)]
     return record.model_copy(update={"warnings": list(dict.fromkeys(told))})
 
