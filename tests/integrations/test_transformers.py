@@ -271,6 +271,31 @@ def test_another_trainer_can_be_inherited_beside_it(tmp_path: Path) -> None:
     assert calls[0].keys() >= {"loss", "task_loss", "divergence", "alpha"}
 
 
+def test_the_passes_of_a_step_can_be_made_in_another_way(tmp_path: Path) -> None:
+    class Fixed(RDropTrainer):
+        def answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+            assert model.training
+            assert "labels" not in batch
+            logits = model(**batch)["logits"]
+            return torch.stack((logits, 2 * logits))
+
+    model = Tagger()
+    model.dropout.p = 0.0
+    rows: Any = sentences()
+    batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+    logits = model(batch["words"], batch["row"])["logits"]
+    expected = rdrop_loss(torch.stack((logits, 2 * logits)), batch["labels"], alpha=2.0)
+    model.seen.clear()
+    options = arguments(tmp_path, max_steps=1, per_device_train_batch_size=B)
+    trainer = Fixed(model, options, rdrop=RDropConfig(alpha=2.0), train_dataset=rows)
+    trainer.train()
+    assert logged(trainer, "loss") == pytest.approx([expected.loss.item()], rel=1e-5)
+    assert logged(trainer, "divergence") == pytest.approx([expected.divergence.item()], rel=1e-5)
+    assert model.seen == [(B, True)]
+    trainer.evaluate(rows)
+    assert model.seen == [(B, True)] + 4 * [(8, False)]
+
+
 def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:
     model = Tagger().train()
     trainer = RDropTrainer(model, arguments(tmp_path), rdrop=RDropConfig())
@@ -313,3 +338,36 @@ def test_several_gpus_in_one_process_are_refused(tmp_path: Path) -> None:
 def test_a_schedule_does_not_follow_the_learning_rate_as_well() -> None:
     with pytest.raises(ValueError, match="expected a number for alpha"):
         RDropConfig(alpha=schedule.constant(1.0), alpha_follows_learning_rate=True)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_the_agreement_of_the_passes_is_that_of_the_last_step_that_is_logged(accumulation: int, tmp_path: Path) -> None:
+    class Fixed(nn.Module):
+        """Answers of which one in four differs between the passes, and one that differs is ignored."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+            self.dropout = nn.Dropout(0.5)
+
+        def forward(self, x: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+            first = torch.arange(x.size(0)) < x.size(0) // 2  # concatenated: the first half is the first pass
+            choice = torch.where(first, x[:, 0], x[:, 1]).long()
+            return {"logits": self.scale * 3 * nn.functional.one_hot(choice, 3).float() + 0 * self.dropout(x).sum()}
+
+    pairs = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [0.0, 1.0], [1.0, 2.0]])
+    rows = [{"x": pair, "labels": label} for pair, label in zip(pairs, [0, 1, 2, 0, -100], strict=True)]
+    args = TrainingArguments(
+        str(tmp_path),
+        max_steps=2,
+        logging_steps=2,
+        per_device_train_batch_size=5,
+        gradient_accumulation_steps=accumulation,
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    config = RDropConfig(alpha=1.0, strategy="concat")
+    trainer = RDropTrainer(Fixed(), args, train_dataset=rows * accumulation, rdrop=config)
+    trainer.train()
+    assert [entry["agreement"] for entry in trainer.state.log_history if "agreement" in entry] == [0.75]

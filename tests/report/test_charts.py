@@ -9,6 +9,7 @@ from rdrop.report.charts import (
     Chart,
     difference_chart,
     learning_chart,
+    learning_charts,
     reliability_chart,
     training_chart,
     value_chart,
@@ -85,6 +86,36 @@ def test_an_axis_that_leaves_values_out_says_so(summary: Summary) -> None:
     chart = learning_chart(calm, metric)
     assert chart is not None
     assert "outside the axis" not in chart.reading
+
+
+def test_every_evaluated_curve_is_drawn_those_of_no_metric_last(make_summary: MakeSummary) -> None:
+    summary = make_summary(seeds=[0, 1, 2], task="translation")
+    charts = learning_charts(summary)
+    assert [chart.title for chart in charts] == [
+        "BLEU while training",
+        "NLL while training",
+        "Loss in evaluations while training",
+    ]
+    assert len({chart.key for chart in charts}) == 3
+    assert charts[0].finding.endswith(" ended best.")
+    assert "best" not in charts[2].finding
+    end = [run.curves["eval_loss"].values[-1] for run in summary.runs if run.arm == "plain"]
+    assert f"plain {sum(end) / 3:.3f}," in charts[2].finding
+
+
+def test_a_single_line_is_not_called_the_best(make_summary: MakeSummary) -> None:
+    summary = make_summary(seeds=[0], task="language")
+    alone = summary.model_copy(update={"arms": summary.arms[:1]})
+    assert all("best" not in chart.finding for chart in learning_charts(alone))
+    assert len(learning_charts(alone)) == 2
+
+
+def test_a_perplexity_that_falls_from_thousands_is_read_at_its_end(make_summary: MakeSummary) -> None:
+    summary = make_summary(seeds=[0, 1, 2], task="language")
+    chart = learning_charts(summary)[0]
+    assert chart.title == "Perplexity while training"
+    assert "outside the axis" in chart.reading
+    assert re.search(r"plain \d\d\.\d\d,", chart.finding)
 
 
 def test_arms_without_any_divergence_are_left_out(summary: Summary) -> None:

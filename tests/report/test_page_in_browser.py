@@ -10,7 +10,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from rdrop.report.page import write_report
+from rdrop.report.page import render_report
 from rdrop.toolkit.summary import Summary
 
 CHROMIUM = Path(os.environ.get("RDROP_CHROMIUM", "/usr/bin/chromium"))
@@ -46,11 +46,13 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def files(make_summary: Callable[..., Summary], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def files(
+    make_summary: Callable[..., Summary], pages: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Path]:
     """The reports that the tests open."""
+    folder = tmp_path_factory.mktemp("report")
     long_name = "an_arm_with_a_very_long_name" * 2
     summaries = {
-        "full": make_summary(),
         "one seed, failed arm": make_summary(seeds=[0], failed=[("rdrop", 0)]),
         "many arms": make_summary(
             seeds=[0, 1, 2],
@@ -58,9 +60,10 @@ def files(make_summary: Callable[..., Summary], tmp_path_factory: pytest.TempPat
             failed=[("twice", 1)],
         ),
     }
-    paths = {name: tmp_path_factory.mktemp("report") / "report.html" for name in summaries}
-    for name, summary in summaries.items():
-        write_report(summary, paths[name])
+    texts = pages | {name: render_report(summary) for name, summary in summaries.items()}
+    paths = {name: folder / f"{index}.html" for index, name in enumerate(texts)}
+    for name, text in texts.items():
+        paths[name].write_text(text, encoding="utf-8")
     return paths
 
 
@@ -72,7 +75,7 @@ def report(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
     requests: list[str] = []
     opened: set[str] = set()
 
-    def open_report(variant: str = "full", width: int = 1280, mode: Mode = "light") -> Page:
+    def open_report(variant: str = "digits", width: int = 1280, mode: Mode = "light") -> Page:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
         contexts.append(context)
         page = context.new_page()
@@ -90,7 +93,9 @@ def report(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
     assert set(requests) == opened
 
 
-@pytest.mark.parametrize("variant", ["full", "one seed, failed arm", "many arms"])
+@pytest.mark.parametrize(
+    "variant", ["digits", "plants", "translation", "language", "one seed, failed arm", "many arms"]
+)
 def test_no_page_is_wider_than_a_small_phone(report: Open, variant: str) -> None:
     page = report(variant, width=360)
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -134,7 +139,17 @@ def test_labels_of_charts_do_not_overlap(report: Open) -> None:
     assert overlaps == []
 
 
-@pytest.mark.parametrize(("variant", "mode"), [("full", "light"), ("full", "dark"), ("one seed, failed arm", "light")])
+@pytest.mark.parametrize(
+    ("variant", "mode"),
+    [
+        ("digits", "light"),
+        ("digits", "dark"),
+        ("one seed, failed arm", "light"),
+        ("plants", "dark"),
+        ("translation", "dark"),
+        ("language", "light"),
+    ],
+)
 def test_axe_finds_nothing(report: Open, variant: str, mode: Mode) -> None:
     page = report(variant, width=390, mode=mode)
     page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
@@ -162,8 +177,8 @@ def test_a_screen_reader_meets_names(report: Open, summary: Summary) -> None:
     page = report()
     assert page.get_by_role("heading", level=1).inner_text() == summary.title
     named = re.compile(r"\w")
-    assert page.locator("figure").count() == page.get_by_role("figure", name=named).count() == 8
-    assert page.locator("svg.chart").count() == page.get_by_role("img", name=named).count() == 7 + 4
+    assert page.locator("figure").count() == page.get_by_role("figure", name=named).count() == 9
+    assert page.locator("svg.chart").count() == page.get_by_role("img", name=named).count() == 8 + 4
     assert page.get_by_role("figure", name="NLL while training", exact=True).count() == 1
     assert page.get_by_role("img", name="Reliability of rdrop").count() == 1
     assert page.get_by_role("region", name="Results of each arm").get_by_role("row").count() == 2 + 4
@@ -193,3 +208,74 @@ def test_print_shows_the_charts(report: Open) -> None:
     page.emulate_media(media="print")
     assert not page.locator("nav").is_visible()
     assert page.locator("svg.chart").first.is_visible()
+
+
+def test_pictures_are_shown_square_and_small_ones_with_their_pixels(report: Open) -> None:
+    page = report("plants")
+    pictures = page.evaluate(
+        """() => [...document.images].map(image => {
+            const box = image.getBoundingClientRect();
+            return {natural: [image.naturalWidth, image.naturalHeight], ratio: box.width / box.height,
+                    rendering: getComputedStyle(image).imageRendering};
+        })"""
+    )
+    assert len(pictures) == 4 * 5
+    assert {tuple(each["natural"]) for each in pictures} == {(24, 24), (96, 64)}
+    for each in pictures:
+        assert each["ratio"] == pytest.approx(1, abs=0.02)
+        assert each["rendering"] == ("pixelated" if each["natural"] == [24, 24] else "auto")
+
+
+def test_pictures_and_matrices_have_names(report: Open) -> None:
+    page = report("plants")
+    assert page.get_by_role("img", name="plot_00.jpg", exact=True).count() == 4
+    matrix = page.get_by_role("region", name="Which class was taken for which, rdrop").get_by_role("table")
+    assert matrix.get_by_role("columnheader").all_inner_texts()[3:] == ["sprout", "seedling", "rosette", "heading"]
+    sprout = matrix.get_by_role("row").filter(has=page.get_by_role("rowheader", name="sprout"))
+    cells = sprout.get_by_role("cell").all_text_contents()
+    assert sum(int(text.replace(",", "")) for text in cells[:-1]) == 1200
+    assert cells[-1].endswith("%")
+
+
+def test_matrices_stand_side_by_side_where_there_is_room(report: Open) -> None:
+    lefts = {}
+    for width in (1280, 360):
+        regions = report("plants", width=width).locator(".matrices > div").all()
+        boxes = [region.bounding_box() for region in regions]
+        lefts[width] = len({round(box["x"]) for box in boxes if box})
+        assert len(boxes) == 4
+    assert lefts[1280] > 1
+    assert lefts[360] == 1
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_texts_wrap_run_in_their_direction_and_open_at_a_click(report: Open, width: int) -> None:
+    page = report("translation", width=width)
+    texts = page.evaluate(
+        """() => [...document.querySelectorAll('.texts td')].map(cell => ({
+            text: cell.textContent, direction: getComputedStyle(cell).direction,
+            fits: cell.scrollWidth <= cell.clientWidth
+        }))"""
+    )
+    assert len(texts) == 4 * 4
+    assert all(each["fits"] for each in texts)
+    assert [each["direction"] for each in texts if "\N{HEBREW LETTER SHIN}" in each["text"]] == ["rtl"]
+    assert {each["direction"] for each in texts if "two" in each["text"]} == {"ltr"}
+    rest = page.locator("details.rest").first
+    assert "Ein langer Satz" not in rest.inner_text()
+    rest.locator("summary").click()
+    assert "Ein langer Satz" in rest.inner_text()
+
+
+@pytest.mark.parametrize("variant", ["plants", "translation", "language"])
+def test_a_closer_look_fits_on_paper(report: Open, variant: str) -> None:
+    page = report(variant, width=700)  # about the width of A4 between its margins
+    page.emulate_media(media="print")
+    cut = page.evaluate(
+        """() => [...document.querySelectorAll('.exhibit table, .exhibit img')].filter(e =>
+            e.getBoundingClientRect().right > 700.5).map(e => e.outerHTML.slice(0, 80))"""
+    )
+    assert cut == []
+    assert page.locator(".exhibit").first.is_visible()
+    assert page.locator("details.rest").evaluate_all("all => all.every(each => each.checkVisibility())")
+    assert not page.get_by_text("Most frequent mistakes").first.is_visible()

@@ -9,19 +9,24 @@ import typer
 
 from rdrop.cli.compare import compare
 from rdrop.cli.env import env
+from rdrop.cli.evaluate import evaluate
+from rdrop.cli.export import export
+from rdrop.cli.init import init
 from rdrop.cli.inspect import inspect
+from rdrop.cli.predict import predict
 from rdrop.cli.recipes import recipes
+from rdrop.cli.report import report
+from rdrop.cli.train import train
 
 app = typer.Typer(
     name="rdrop",
     help="R-Drop for PyTorch: find out whether it helps, by how much, how surely and at what cost.",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (compare, inspect, recipes, env):
+for command in (init, train, compare, evaluate, predict, report, inspect, recipes, export, env):
     app.command()(command)
 
 

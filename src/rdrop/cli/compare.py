@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rdrop.cli.recipe_words import RUNS, WORDS_HELP, default_folder, recipe_and_changes
 from rdrop.errors import UserError
 
 if TYPE_CHECKING:
     from rdrop.toolkit.recipe import Recipe
     from rdrop.toolkit.recipe_file import Override
 
-RUNS = Path("rdrop-runs")
 MOST_SEEDS = 1000
 
 
@@ -26,8 +26,7 @@ def compare(
         list[str] | None,
         typer.Argument(
             metavar="RECIPE|KEY=VALUE",
-            help="A YAML file or the name of a built-in recipe (default: digits), then fields to change, for "
-            "example rdrop.alpha=3 epochs=20.",
+            help=WORDS_HELP,
             show_default=False,
         ),
     ] = None,
@@ -63,24 +62,17 @@ def compare(
     elif help_recipe:
         _print_fields((words or ["digits"])[0])
     else:
-        name, changes = _recipe_and_changes(words or [], seeds, arms)
-        folder = out or _default_folder(Path(name or "digits").stem, resume=resume)
+        from rdrop.toolkit.recipe_file import Override
+
+        name, changes = recipe_and_changes(words or [])
+        if seeds is not None:
+            changes.append(Override("compare.seeds", _seed_list(seeds), f"--seeds {seeds}"))
+        if arms is not None:
+            changes.append(Override("compare.arms", f"[{arms}]", f"--arms {arms}"))
+        folder = out or default_folder(Path(name or "digits").stem, resume=resume)
         if resume and name is None and not changes and (folder / "recipe.yaml").exists():
             name = str(folder / "recipe.yaml")
         _compare(name or "digits", changes, folder, jobs=jobs, resume=resume)
-
-
-def _recipe_and_changes(words: list[str], seeds: str | None, arms: str | None) -> tuple[str | None, list[Override]]:
-    """The recipe, None if none is named, and the fields that the command line sets."""
-    from rdrop.toolkit.recipe_file import Override
-
-    named = bool(words) and ("=" not in words[0] or Path(words[0]).exists())
-    changes = [Override.parse(word) for word in words[named:]]
-    if seeds is not None:
-        changes.append(Override("compare.seeds", _seed_list(seeds), f"--seeds {seeds}"))
-    if arms is not None:
-        changes.append(Override("compare.arms", f"[{arms}]", f"--arms {arms}"))
-    return (words[0] if named else None), changes
 
 
 def _seed_list(seeds: str) -> str:
@@ -93,18 +85,6 @@ def _seed_list(seeds: str) -> str:
             f"for the seed {seeds.strip()} alone write {seeds.strip()},"
         )
     return str(list(range(int(seeds))))
-
-
-def _default_folder(stem: str, *, resume: bool) -> Path:
-    """The newest numbered folder of a recipe, or the one after it."""
-    pattern = re.compile(re.escape(stem) + r"-([0-9]+)")
-    found = RUNS.iterdir() if RUNS.is_dir() else ()
-    numbers = [int(match[1]) for path in found if (match := pattern.fullmatch(path.name))]
-    if resume and not numbers:
-        raise UserError(
-            f"nothing to resume: {RUNS} holds no folder {stem}-1; name the folder with --out, or leave out --resume"
-        )
-    return RUNS / f"{stem}-{max(numbers, default=0) + (not resume)}"
 
 
 def _compare(name: str, changes: list[Override], folder: Path, *, jobs: int | None, resume: bool) -> None:

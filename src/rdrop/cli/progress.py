@@ -7,6 +7,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from rdrop.toolkit.summary import Run
 
+SHOWN_LOGS = ("loss", "divergence", "agreement", "eval_accuracy", "eval_nll")
+
 
 class RichProgress:
     """Shows steps, finished runs and the time left.
@@ -65,4 +67,59 @@ class RichProgress:
     def close(self) -> None:
         """End the display; more than once does no harm."""
         self._reading.stop()
+        self._bar.stop()
+
+
+class StepProgress:
+    """Shows the steps of one run and the last logged quantities.
+
+    Args:
+        console: Where to; standard error.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._busy = console.status("Reading the data")
+        self._bar = Progress(
+            BarColumn(),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", style="dim"),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = TaskID(0)
+        self._told: dict[str, float] = {}
+
+    def read(self) -> None:
+        """Show that the data are read."""
+        self._busy.start()
+
+    def start(self, total_steps: int, made_steps: int) -> None:
+        """Begin; `made_steps` were made before."""
+        self._busy.stop()
+        if made_steps:
+            self._console.print(f"going on after {made_steps:,} of {total_steps:,} steps")
+        self._task = self._bar.add_task("", total=total_steps, completed=made_steps)
+        self._bar.start()
+
+    def advance(self, step: int, logs: dict[str, float]) -> None:
+        """So many steps are made; without a terminal each new log is a line."""
+        text = ", ".join(f"{name} {logs[name]:.4g}" for name in SHOWN_LOGS if name in logs)
+        self._bar.update(self._task, completed=step, description=text)
+        if not self._console.is_terminal and logs != self._told:
+            self._told = dict(logs)
+            self._console.print(f"step {step}: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def judge(self) -> None:
+        """Show that the model is judged."""
+        self._bar.stop()
+        self._busy.update("Judging the model")
+        self._busy.start()
+
+    def close(self) -> None:
+        """End the display; more than once does no harm."""
+        self._busy.stop()
         self._bar.stop()

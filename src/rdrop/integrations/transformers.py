@@ -70,7 +70,8 @@ class RDropTrainer(Trainer):
     (Liang et al. 2021, eq. 4, in the units of `rdrop.rdrop_loss`). The means are over the labels other than
     -100 of the whole optimizer step, so a step of 4 micro-batches of 8 has the gradient of one batch of 32,
     however the padding is spread. Beside `loss` the log carries `task_loss`, `divergence` and `alpha`,
-    averaged over the same steps.
+    averaged over the same steps, and `agreement`: the fraction of positions for which all passes of the last of these
+    steps name the same class.
 
     To give it to another subclass of the Trainer, inherit from both:
     `class RDropSeq2SeqTrainer(RDropTrainer, Seq2SeqTrainer)`.
@@ -185,8 +186,8 @@ class RDropTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
         batch, labels, shift = self._split_labels(inputs)
-        outputs = forward_passes(model, passes=self.rdrop.passes, strategy=self.rdrop.strategy, **batch)
-        logits = _logits(outputs)
+        outputs = self.answers(model, batch)
+        logits = logits_of(outputs)
         if shift:
             logits, labels = logits[..., :-1, :], labels[..., 1:]
         self.rdrop_loss.current_step = self.state.global_step
@@ -206,10 +207,24 @@ class RDropTrainer(Trainer):
             result, weight = self.rdrop_loss(logits, labels, normalizer=count), float(ranks)
             loss = result.loss * ranks
         self._parts.add(result.task_loss, result.divergence, self.rdrop_loss.current_alpha, weight, share)
+        if self.rdrop.passes > 1 and self.rdrop.kind == "categorical" and self._logs_after_this_step():
+            self._parts.compare(logits.detach(), labels)
         return (loss, outputs) if return_outputs else loss
 
+    def answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
+        """Runs the passes of a training step; the one method to override if they are not those of one model.
+
+        Args:
+            model: The model, in training mode, maybe wrapped for several devices.
+            batch: The batch without its labels; it is not changed.
+
+        Returns:
+            Outputs whose logits have the pass axis first, `(M, B, ..., C)`.
+        """
+        return forward_passes(model, passes=self.rdrop.passes, strategy=self.rdrop.strategy, **batch)
+
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Adds `task_loss`, `divergence` and `alpha` to the training log.
+        """Adds `task_loss`, `divergence`, `alpha` and `agreement` to the training log.
 
         Args:
             logs: What the Trainer is about to log.
@@ -218,14 +233,16 @@ class RDropTrainer(Trainer):
         """
         parts = self._parts
         if "loss" in logs and parts.steps > 0:
-            sums = self.accelerator.reduce(torch.stack([parts.task_loss, parts.divergence]), reduction="mean")
-            task_loss, divergence = (sums / parts.steps).tolist()
+            sums = torch.stack([parts.task_loss, parts.divergence, parts.agreeing, parts.compared])
+            task_loss, divergence, agreeing, compared = self.accelerator.reduce(sums, reduction="mean").tolist()
             logs = {
                 **logs,
-                "task_loss": task_loss,
-                "divergence": divergence,
+                "task_loss": task_loss / parts.steps,
+                "divergence": divergence / parts.steps,
                 "alpha": parts.alpha / parts.steps,
             }
+            if compared:
+                logs["agreement"] = agreeing / compared
             self._parts = _Parts()
         super().log(logs, *args, **kwargs)
 
@@ -245,6 +262,10 @@ class RDropTrainer(Trainer):
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         return (batch, labels, self._shifts_labels) if shifted is None else (batch, shifted, False)
 
+    def _logs_after_this_step(self) -> bool:
+        """Whether the log is written at the end of this optimizer step."""
+        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+
     def _alpha_of_learning_rate(self, step: int) -> float:
         """The schedule for `alpha_follows_learning_rate`."""
         if self._followed is None:
@@ -259,8 +280,18 @@ class _Parts:
 
     task_loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     divergence: Tensor = field(default_factory=lambda: torch.zeros(()))
+    agreeing: Tensor = field(default_factory=lambda: torch.zeros(()))
+    compared: Tensor = field(default_factory=lambda: torch.zeros(()))
     alpha: float = 0.0
     steps: float = 0.0
+
+    def compare(self, logits: Tensor, labels: Tensor) -> None:
+        """Counts the positions `(B, ...)` of logits `(M, B, ..., C)` that count, and those on which all passes agree."""
+        choices = logits.argmax(-1)
+        counts = (labels != IGNORE_INDEX) if labels.shape == choices.shape[1:] else torch.ones_like(choices[0]).bool()
+        agree = (choices[1:] == choices[:1]).all(0) & counts
+        self.agreeing = self.agreeing + agree.sum()
+        self.compared = self.compared + counts.sum()
 
     def add(self, task_loss: Tensor, divergence: Tensor, alpha: float, weight: float, share: float) -> None:
         """Adds a micro-batch: `weight` of its terms, and its `share` of an optimizer step."""
@@ -279,20 +310,35 @@ def _without_first_labels(batch: Any) -> Any:
     return {**batch, "labels": labels}
 
 
-def _logits(outputs: Any) -> Tensor:
-    """The logits among a model's outputs, in whatever it returned them."""
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a model's outputs.
+
+    Args:
+        outputs: A tensor, a tuple or list that starts with it, or a mapping with the key `logits`.
+
+    Returns:
+        The logits.
+
+    Raises:
+        ValueError: The mapping has no `logits`.
+        TypeError: What should be the logits is no tensor.
+
+    >>> import torch
+    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
+    torch.Size([2, 3])
+    """
     if isinstance(outputs, Mapping):
         if "logits" not in outputs:
             raise ValueError(
-                f"RDropTrainer needs `logits` in the model's output, and got {', '.join(outputs)}. Return "
-                "them from forward; where a fused head never makes them, switch it off."
+                f"expected `logits` in the model's output, and got {', '.join(outputs)}. Return them from "
+                "forward; where a fused head never makes them, switch it off."
             )
         outputs = outputs["logits"]
     elif isinstance(outputs, tuple | list):
         outputs = outputs[0]
     if not isinstance(outputs, Tensor):
         raise TypeError(
-            f"RDropTrainer expected the logits as a tensor, and got {type(outputs).__name__}. Return a "
-            "tensor, a tuple or list that starts with it, or a dictionary with the key `logits`."
+            f"expected the model's logits as a tensor, and got {type(outputs).__name__}. Return a tensor, a "
+            "tuple or list that starts with it, or a dictionary with the key `logits`."
         )
     return outputs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,8 +12,17 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
-from rdrop.report.number_format import MISSING, count, metric_format, number, p_value, tick
-from rdrop.report.svg import INK, MUTED, RULE, SURFACE, ArmStyle, arm_style, drawing, inline_svg
+from rdrop.report.number_format import (
+    MISSING,
+    MetricFormat,
+    count,
+    metric_format,
+    number,
+    p_value,
+    plain_decimals,
+    tick,
+)
+from rdrop.report.svg import INK, MUTED, RULE, SURFACE, ArmStyle, arm_style, drawing, inline_svg, short
 from rdrop.toolkit.statistics import interval
 from rdrop.toolkit.summary import Curve, Interval, Metric, ReliabilityBin, Summary
 
@@ -73,8 +82,30 @@ class _Row:
     interval: Interval
 
 
+def learning_charts(summary: Summary) -> list[Chart]:
+    """Draw every evaluation that was made while training, over the optimizer steps.
+
+    Args:
+        summary: The comparison; its runs hold a curve `eval_<name>` for each evaluated quantity.
+
+    Returns:
+        A chart for each metric that has such a curve, in the order of the metrics; then one for each curve that
+        belongs to no metric, which is drawn without a word on what is better.
+    """
+    curves = dict.fromkeys(name for run in summary.runs for name in run.curves if name.startswith("eval_"))
+    unnamed = [name for name in curves if name.removeprefix("eval_") not in {m.name for m in summary.metrics}]
+    charts = [learning_chart(summary, metric) for metric in summary.metrics]
+    for index, curve in enumerate(unnamed):
+        lines = _lines(summary, curve, 1.0)
+        ends = [float(line.mean[-1]) for line in lines]
+        words = curve.removeprefix("eval_").replace("_", " ")
+        shown = MetricFormat(f"{words[:1].upper()}{words[1:]} in evaluations", 1.0, plain_decimals(ends, []))
+        charts.append(_learning_chart(f"learning-other-{index}", shown, lines, best=None))
+    return [chart for chart in charts if chart]
+
+
 def learning_chart(summary: Summary, metric: Metric) -> Chart | None:
-    """Draw a metric on the test split over the optimizer steps.
+    """Draw a metric over the optimizer steps at which it was evaluated.
 
     Args:
         summary: The comparison.
@@ -85,12 +116,20 @@ def learning_chart(summary: Summary, metric: Metric) -> Chart | None:
     """
     shown = metric_format(summary, metric)
     lines = _lines(summary, f"eval_{metric.name}", shown.factor)
+    best = max if metric.higher_is_better else min
+    return _learning_chart(f"learning-{_slug(summary, metric)}", shown, lines, best)
+
+
+def _learning_chart(
+    key: str, shown: MetricFormat, lines: Sequence[_Line], best: Callable[..., _Line] | None
+) -> Chart | None:
+    """The chart of a learning curve; `best` picks the line with the best end, where that is known."""
     if not lines:
         return None
-    best = (max if metric.higher_is_better else min)(lines, key=lambda line: float(line.mean[-1]))
     ends = [f"{line.name} {number(float(line.mean[-1]), shown.decimals)}{shown.percent_sign}" for line in lines]
-    finding = f"At the last evaluation: {', '.join(ends)}. {best.name} ended best."
-    key = f"learning-{_slug(summary, metric)}"
+    finding = f"At the last evaluation: {', '.join(ends)}."
+    if best and len(lines) > 1:
+        finding += f" {best(lines, key=lambda line: float(line.mean[-1])).name} ended best."
     title = f"{shown.heading} while training"
     clipped, panel = _draw_lines(lines, key, title, finding, log=False)
     reading = _band_note(lines) + (
@@ -402,7 +441,7 @@ def _draw_rows(rows: Sequence[_Row], key: str, title: str, description: str, hea
             )
             _mean_bar(axes, row.interval, y - 0.27, style)
             axes.annotate(
-                _short(row.name),
+                short(row.name),
                 (0, y + 0.34),
                 xycoords=("axes fraction", "data"),
                 xytext=(5, 0),
@@ -468,7 +507,7 @@ def _draw_reliability(bins: Sequence[ReliabilityBin], key: str, name: str, descr
         lower.set_yticks([1, 10 ** math.floor(math.log10(top))] if top >= 10 else [1])
         lower.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v / 1000:g}k" if v >= 1000 else f"{v:g}"))
         lower.yaxis.set_minor_formatter(NullFormatter())
-        upper.set_title(_short(name, 20), color=style.colour, weight="bold")
+        upper.set_title(short(name, 20), color=style.colour, weight="bold")
         upper.set_ylim(-0.03, 1.03)
         upper.set_yticks([0, 0.5, 1], ["0", "50", "100%"])
         lower.set_xlim(-0.03, 1.03)
@@ -538,11 +577,6 @@ def _mark_note(rows: Sequence[_Row]) -> str:
 def _slug(summary: Summary, metric: Metric) -> str:
     """Part of an id for a metric: its position, because a name may hold any character."""
     return str([each.name for each in summary.metrics].index(metric.name))
-
-
-def _short(name: str, limit: int = 40) -> str:
-    """A name that fits into a drawing."""
-    return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def _percent(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -42,10 +42,10 @@ def number(value: float | None, decimals: int, *, sign: bool = False) -> str:
 def tick(value: float) -> str:
     """A number on an axis, with as many digits as it needs.
 
-    >>> tick(-0.5), tick(1500.0), tick(0.001)
-    ('−0.5', '1500', '0.001')
+    >>> tick(-0.5), tick(1500.0), tick(0.001), tick(20000.0)
+    ('−0.5', '1500', '0.001', '20,000')
     """
-    return f"{value:.4g}".replace("-", MINUS)
+    return (f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}").replace("-", MINUS)
 
 
 def ratio(value: float) -> str:
@@ -91,12 +91,33 @@ def two_digits(sizes: Iterable[float]) -> int:
     return min(6, max(1, 1 - math.floor(math.log10(median(positive)) + 1e-9))) if positive else 2
 
 
+def plain_decimals(values: Iterable[float], halves: Sequence[float]) -> int:
+    """Decimals of a quantity that is no fraction: as many as its intervals need and its size lets one read.
+
+    Args:
+        values: Its values.
+        halves: Half the widths of its intervals; empty where there are none.
+
+    Returns:
+        2 from 10 on (BLEU, perplexity), 2 to 4 from 1 on, 3 to 6 below (likelihood, correlation).
+
+    >>> plain_decimals([34.6, 37.2], [0.03]), plain_decimals([0.13], [0.006]), plain_decimals([0.88], [0.12])
+    (2, 4, 3)
+    """
+    sizes = [abs(value) for value in values if math.isfinite(value)]
+    typical = median(sizes) if sizes else 0.0
+    needed = two_digits(halves or [size / 100 for size in sizes])
+    if typical >= 10:
+        return 2
+    return min(4, max(2, needed)) if typical >= 1 else max(3, needed)
+
+
 @dataclass(frozen=True)
 class MetricFormat:
     """How the values of one metric are written: one scale and one count of decimals for all arms.
 
     Examples:
-        >>> accuracy = MetricFormat(label="Accuracy", factor=100.0, decimals=2, higher_is_better=True)
+        >>> accuracy = MetricFormat(label="Accuracy", factor=100.0, decimals=2)
         >>> accuracy.value(0.965)
         '96.50'
         >>> accuracy.interval(Interval(mean=0.0047, low=0.0012, high=0.0082), sign=True)
@@ -108,7 +129,6 @@ class MetricFormat:
     label: str
     factor: float
     decimals: int
-    higher_is_better: bool
 
     @property
     def heading(self) -> str:
@@ -153,9 +173,11 @@ def metric_format(summary: Summary, metric: Metric) -> MetricFormat:
     factor = 100.0 if metric.percent else 1.0
     means = [arm.metrics[metric.name] for arm in summary.arms if metric.name in arm.metrics]
     differences = [arm.differences[metric.name] for arm in summary.arms if metric.name in arm.differences]
-    sizes = [factor * each.mean / 100 for each in means]
+    values = [factor * each.mean for each in means]
+    halves: list[float] = []
     for intervals in (means, differences):  # differences are paired, so theirs are narrower and decide where they exist
-        halves = [factor * (i.high - i.low) / 2 for i in intervals if i.low is not None and i.high is not None]
-        sizes = halves if any(halves) else sizes
-    label = metric.label[:1].upper() + metric.label[1:]
-    return MetricFormat(label, factor, two_digits(sizes), metric.higher_is_better)
+        found = [factor * (i.high - i.low) / 2 for i in intervals if i.low is not None and i.high is not None]
+        halves = found if any(found) else halves
+    if metric.percent:
+        return MetricFormat(metric.label, factor, two_digits(halves or [value / 100 for value in values]))
+    return MetricFormat(metric.label, factor, plain_decimals(values, halves))

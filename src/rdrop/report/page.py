@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
-import jinja2
 import yaml
 from markupsafe import Markup
 
 from rdrop.report.charts import (
     Chart,
     difference_chart,
-    learning_chart,
+    learning_charts,
     reliability_chart,
     training_chart,
     value_chart,
 )
+from rdrop.report.exhibits import Source, views
 from rdrop.report.number_format import MISSING, MetricFormat, count, metric_format, number, p_value, ratio
 from rdrop.report.svg import arm_style
-from rdrop.toolkit.summary import Arm, Difference, Metric, Summary
+from rdrop.report.templates import resource, template
+from rdrop.toolkit.summary import Arm, Difference, Metric, Run, Summary
 
 STRIP_WIDTH = 200.0
 COLUMNS_WITH_DIFFERENCE = 2
@@ -90,7 +90,8 @@ def write_report(summary: Summary, path: Path) -> None:
     Raises:
         OSError: If the file cannot be written.
     """
-    path.write_text(render_report(summary), encoding="utf-8")
+    # Half of a surrogate pair, which a file name may hold, has no form in UTF-8 and becomes a question mark.
+    path.write_text(render_report(summary), encoding="utf-8", errors="replace")
 
 
 def render_report(summary: Summary) -> str:
@@ -105,7 +106,7 @@ def render_report(summary: Summary) -> str:
         The HTML document.
 
     Raises:
-        ValueError: If the summary has no arm or no metric.
+        ValueError: If the summary has no arm or no metric, or one of its confusion matrices or listings is ragged.
 
     >>> from rdrop.toolkit.summary import Environment, Interval, Timing
     >>> accuracy = Metric(
@@ -132,9 +133,10 @@ def render_report(summary: Summary) -> str:
         raise ValueError(f"The summary has {found}; a report needs at least one of each. Make it with `rdrop compare`.")
     main = summary.metrics[:COLUMNS_WITH_DIFFERENCE]
     brief = summary.metrics[COLUMNS_WITH_DIFFERENCE : COLUMNS_WITH_DIFFERENCE + COLUMNS_WITHOUT_DIFFERENCE]
-    return _template().render(
+    shown = _shown_runs(summary)
+    return template("page.html.jinja").render(
         summary=summary,
-        css=Markup(_resource("page.css")),
+        css=Markup(resource("page.css")),
         base=summary.arms[0],
         facts=_facts(summary),
         main=[metric_format(summary, metric) for metric in main],
@@ -144,6 +146,8 @@ def render_report(summary: Summary) -> str:
         failures=[run for run in summary.runs if run.status == "failed"],
         styles=[arm_style(position) for position in range(len(summary.arms))],
         sections=_sections(summary),
+        exhibits=views([Source(run.arm, arm_style(position), run.exhibits) for position, run in shown]),
+        shown_runs=_named_runs([run for _, run in shown]),
         recipe=yaml.safe_dump(summary.recipe, sort_keys=False, allow_unicode=True),
         seconds=sum(seconds for by_seed in summary.timing.run_seconds.values() for seconds in by_seed.values()),
         seeds=sorted({run.seed for run in summary.runs}),
@@ -153,36 +157,10 @@ def render_report(summary: Summary) -> str:
     )
 
 
-def _resource(name: str) -> str:
-    """A text file that lies beside this module in the package."""
-    return files("rdrop.report").joinpath(name).read_text(encoding="utf-8")
-
-
-@cache
-def _template() -> jinja2.Template:
-    """The compiled page; every value in it is escaped unless it is `Markup`."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_resource("page.html.jinja"))
-
-
 def _contrast(summary: Summary) -> Arm | None:
     """The arm that the page is about: the first that weighs the divergence, else the first after `plain`."""
     others = summary.arms[1:]
     return next((arm for arm in others if arm.alpha > 0), others[0] if others else None)
-
-
-def _second_metric(summary: Summary) -> Metric | None:
-    """The metric that stands beside the main one: the likelihood where there is one."""
-    rest = summary.metrics[1:]
-    return next((metric for metric in rest if metric.name == "nll"), rest[0] if rest else None)
-
-
-def _leading_metrics(summary: Summary) -> list[Metric]:
-    """The main metric and the one beside it."""
-    second = _second_metric(summary)
-    return [summary.metrics[0], second] if second else [summary.metrics[0]]
 
 
 def _facts(summary: Summary) -> list[Fact]:
@@ -194,7 +172,9 @@ def _facts(summary: Summary) -> list[Fact]:
         failed = f"All of its runs failed ({count(len(arm.failed), 'seed')}); their errors stand under the table."
         return [Fact(arm.name, "No result", "", failed, "", "worse", None, [])]
     facts = [
-        _difference_fact(summary, arm, metric) for metric in _leading_metrics(summary) if metric.name in arm.differences
+        _difference_fact(summary, arm, metric)
+        for metric in summary.metrics[:COLUMNS_WITH_DIFFERENCE]
+        if metric.name in arm.differences
     ]
     return [*facts, _cost_fact(summary, arm)]
 
@@ -332,44 +312,77 @@ def _difference_cell(summary: Summary, arm: Arm, metric: Metric, position: int) 
 
 def _sections(summary: Summary) -> list[Section]:
     """All charts for which the summary has the numbers."""
-    leading = _leading_metrics(summary)
-    by_name = {metric.name: metric for metric in summary.metrics}
-    training = [
-        *(learning_chart(summary, metric) for metric in leading),
-        training_chart(
-            summary,
-            "divergence",
-            "Divergence between the passes while training",
-            "How far apart the answers of two dropout masks are on the same training batch.",
-        ),
-        training_chart(
-            summary,
-            "task_loss",
-            "Task loss while training",
-            "The loss without the divergence, on training batches.",
-        ),
-    ]
-    trust = [reliability_chart(summary)]
-    if "consistency_kl" in by_name:
-        related = [by_name[name] for name in ("agreement", *_with_averaged(leading)) if name in by_name]
-        trust.append(
-            value_chart(
-                summary,
-                by_name["consistency_kl"],
-                related,
-                "How far the prediction with dropout switched off is from the average of many predictions "
-                "with dropout on.",
-            )
-        )
+    leading = summary.metrics[:COLUMNS_WITH_DIFFERENCE]
+    reliability, consistency = reliability_chart(summary), _consistency_chart(summary, leading)
+    named = {"Confidence": reliability, "Consistency": consistency}
+    trust = " and ".join(name for name, chart in named.items() if chart).capitalize()
     groups = [
-        ("training", "While training", training),
+        ("training", "While training", [*learning_charts(summary), *_training_charts(summary)]),
         ("seeds", "Seed by seed", [difference_chart(summary, metric) for metric in leading]),
-        ("trust", "Confidence and consistency", trust),
+        ("trust", trust, [reliability, consistency]),
     ]
     sections = [Section(key, title, [chart for chart in charts if chart]) for key, title, charts in groups]
     return [section for section in sections if section.charts]
 
 
+def _training_charts(summary: Summary) -> list[Chart | None]:
+    """The quantities of the training steps."""
+    divergence = training_chart(
+        summary,
+        "divergence",
+        "Divergence between the passes while training",
+        "How far apart the answers of two dropout masks are on the same training batch.",
+    )
+    task_loss = training_chart(
+        summary,
+        "task_loss",
+        "Task loss while training",
+        "The loss without the divergence, on training batches.",
+    )
+    if all(run.curves.get("train_loss") == run.curves.get("task_loss") for run in summary.runs):
+        return [divergence, task_loss]
+    train_loss = training_chart(
+        summary,
+        "train_loss",
+        "Loss while training",
+        "What is minimised on training batches: the task loss and, weighted by alpha, the divergence. Arms with "
+        "another alpha minimise something else, so it tells how a run went, not which arm is better.",
+    )
+    return [divergence, task_loss, train_loss]
+
+
+def _consistency_chart(summary: Summary, leading: list[Metric]) -> Chart | None:
+    """How far dropout-off predictions are from averaged dropout-on ones, in whatever metric says so."""
+    by_name = {metric.name: metric for metric in summary.metrics}
+    gap = next((metric for name, metric in by_name.items() if name.startswith("consistency_")), None)
+    if gap is None:
+        return None
+    related = [by_name[name] for name in ("agreement", *_with_averaged(leading)) if name in by_name]
+    return value_chart(
+        summary,
+        gap,
+        related,
+        "How far the prediction with dropout switched off is from the average of many predictions with dropout on.",
+    )
+
+
 def _with_averaged(metrics: list[Metric]) -> list[str]:
     """Names of some metrics, each followed by that of its value for averaged predictions."""
     return [name for metric in metrics for name in (metric.name, f"{metric.name}_averaged")]
+
+
+def _shown_runs(summary: Summary) -> list[tuple[int, Run]]:
+    """Of each arm that has exhibits, its place and the first run that finished with some."""
+    shown: list[tuple[int, Run]] = []
+    for position, arm in enumerate(summary.arms):
+        runs = [run for run in summary.runs if run.arm == arm.name and run.status == "finished" and run.exhibits]
+        shown += [(position, run) for run in runs[:1]]
+    return shown
+
+
+def _named_runs(runs: Sequence[Run]) -> str:
+    """Which runs are shown, in a sentence."""
+    seeds = sorted({run.seed for run in runs})
+    if len(seeds) == 1:
+        return f"From the run with seed {seeds[0]} of each arm."
+    return f"From one run of each arm: {', '.join(f'{run.arm} with seed {run.seed}' for run in runs)}."

@@ -103,6 +103,15 @@ def arm_style(position: int) -> ArmStyle:
     )
 
 
+def short(name: str, limit: int = 40) -> str:
+    """A name that fits into a drawing.
+
+    >>> short("sprout"), short("seedling", limit=5)
+    ('sprout', 'seed…')
+    """
+    return name if len(name) <= limit else name[: limit - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
     """Open a figure in the style of the page.

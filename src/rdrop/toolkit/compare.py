@@ -99,6 +99,20 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
         return summary
 
 
+def read_summary(folder: Path) -> Summary:
+    """The summary of a finished comparison.
+
+    Raises:
+        UserError: It cannot be understood.
+    """
+    path = folder / SUMMARY_FILE
+    try:
+        return Summary.model_validate_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} cannot be read: {reason}. Make it again with `rdrop compare --resume`.") from error
+
+
 @contextmanager
 def _workers(jobs: int, progress: Progress) -> Iterator[ProcessPoolExecutor]:
     """Processes that make runs, one at a time each, and tell their steps."""

@@ -72,7 +72,7 @@ def opened(path: Path) -> BufferedReader:
         raise UserError(_missing(path)) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise UserError(f"cannot read {str(path)!r}: {reason}") from None
+        raise UserError(f"cannot read {str(path)!r}: {reason}; expected a file that this user may read") from None
 
 
 def _missing(path: Path) -> str:

@@ -18,6 +18,7 @@ Fields = tuple[int, list[str] | BadValue]  # the line in which a row begins, and
 
 DELIMITERS = {".csv": ",", ".tsv": "\t", ".txt": ""}  # a .txt file may have any
 MAX_ROW_LINES = 10_000  # a quoted row of more lines is a quote that was never closed
+SWALLOWED_LINES = 4  # a quoted field of so many lines that each look like a row is taken for a quote not closed
 HEAD = 100  # rows that are looked at before the first is handed out
 
 LONE_RETURN = "a carriage return stands alone outside of quotes; end lines with a line feed"
@@ -196,7 +197,7 @@ def _ragged_hint(raw: list[str], more: bool, form: DelimitedFormat) -> str:
 
 def _swallowed(raw: list[str], width: int, delimiter: str) -> bool:
     """Whether a quote that was never closed met another one far below: each line is by itself a whole row."""
-    rows = [line.split(delimiter) for line in raw] if len(raw) > 2 and width > 1 else []
+    rows = [line.split(delimiter) for line in raw] if len(raw) >= SWALLOWED_LINES and width > 1 else []
     return bool(rows) and all(len(cells) == width and all(cell.strip() for cell in cells) for cells in rows)
 
 

@@ -13,7 +13,9 @@ from pydantic import Field
 from sklearn.model_selection import train_test_split
 
 from rdrop.errors import UserError
+from rdrop.toolkit.data_files import inside
 from rdrop.toolkit.recipe import Data, Rate
+from rdrop.toolkit.rows import BadValue
 
 Indices = NDArray[np.int64]
 
@@ -84,8 +86,8 @@ def hold_out(
     if size < classes or len(drawable) - size < classes:
         raise UserError(
             f"{name}: got {count:,} rows of {classes} classes, of which data.validation_fraction {fraction:g} holds "
-            f"out {size}; expected at least one of each class on either side. Add rows, set another fraction, or name a "
-            "file in data.validation."
+            f"out {size}; expected at least one of each class on either side. Add rows, set another fraction, or name "
+            "a file in data.validation."
         )
     stratify = None if labels is None else [labels[i] for i in drawable]
     _, held_out = train_test_split(drawable, test_size=size, stratify=stratify, random_state=seed)
@@ -136,6 +138,26 @@ def _repeated(labels: Sequence[object] | None, count: int) -> Indices:
 def split_seed(data: Data, seed: int) -> int:
     """The seed of the draws: that of the recipe, or the run's own."""
     return seed if data.split_seed is None else data.split_seed
+
+
+def named_path(data: FileData, key: str) -> Path | None:
+    """The path that a field of `data` names, in the data folder; None where the field is null.
+
+    Args:
+        data: The section.
+        key: The field, for example `train`.
+
+    Raises:
+        UserError: It leads out of the folder, or there is nothing.
+    """
+    name: str | None = getattr(data, key)
+    if name is None:
+        return None
+    folder = Path(data.folder)
+    try:
+        return existing(folder, inside(folder, name), key)
+    except BadValue as error:
+        raise UserError(f"data.{key}: {error} (data.folder)") from None
 
 
 def existing(folder: Path, path: Path, key: str) -> Path:

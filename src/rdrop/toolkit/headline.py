@@ -89,5 +89,5 @@ def _number(metric: Metric, difference: Difference, *, brackets: bool = False) -
 
 def _signed(metric: Metric, value: float) -> str:
     """A signed value in the unit of the metric, with a real minus sign."""
-    text = f"{100 * value:+.2f}" if metric.percent else f"{value:+.4f}"
+    text = f"{100 * value:+.2f}" if metric.percent else f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.4f}"
     return text.replace("-", "\N{MINUS SIGN}")

@@ -176,7 +176,7 @@ def _shared(first: nn.Module, second: nn.Module) -> str:
 def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers by name."""
     yield from network.named_parameters()
-    pass
+    yield from network.named_buffers()
 
 
 def _warn_if_identical(logits: Tensor) -> None:

@@ -116,6 +116,10 @@ class Training(Section):
     workers: Annotated[int, Field(ge=0)] = Field(
         default=0, description="Processes that prepare batches beside the one that trains."
     )
+    save_every_steps: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Optimizer steps between two checkpoints of `rdrop train`; null: a tenth of the run.",
+    )
     device: Literal["auto", "cpu"] = Field(default="auto", description="`auto`: an accelerator where there is one.")
     report_to: Annotated[list[Tracker], AfterValidator(distinct)] = Field(
         default=[], description="Trackers that receive the logged quantities of each run."

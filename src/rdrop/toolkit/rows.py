@@ -19,7 +19,7 @@ LISTED = 100  # bad rows of which each is kept in words
 QUOTED = 3  # of these, the ones that a sentence about a file repeats
 
 
-class BadValue(ValueError):  # noqa: N818 - it names what is bad, and is not always an error
+class BadValue(ValueError):
     """What is wrong with one row: what was got, what was expected and, where it is not plain, what to do."""
 
 

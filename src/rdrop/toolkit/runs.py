@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import yaml
@@ -61,33 +61,9 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    @contextmanager
-    def opened(self, recipe: Recipe, *, resume: bool) -> Iterator[None]:
-        """Holds the folder for this process and this recipe.
-
-        Args:
-            recipe: The complete recipe; it is written into the folder.
-            resume: Whether a folder that holds runs already is to be completed.
-
-        Raises:
-            UserError: If the folder holds runs and `resume` is false, or belongs to another recipe, or
-                another process is working in it.
-        """
-        try:
-            (self.path / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot make the folder {self.path}: {error.strerror}. Name another with --out."
-            ) from error
-        with _locked(self.path / LOCK_FILE):
-            self._claim(recipe, resume=resume)
-            try:
-                yield
-            except UserError:
-                # Nothing was made: what is repaired now may well be the recipe.
-                if not any((self.path / RUNS_FOLDER).iterdir()):
-                    (self.path / RECIPE_FILE).unlink()
-                raise
+    def opened(self, recipe: Recipe, *, resume: bool) -> AbstractContextManager[None]:
+        """Holds the folder for this process and this recipe; see `claimed`."""
+        return claimed(self.path, recipe, resume=resume, what="comparison", results=RUNS_FOLDER)
 
     def read(self, unit: Unit) -> RunRecord | None:
         """The record of a run, or None if it has not ended.
@@ -122,32 +98,62 @@ class RunFolder:
     def _file(self, unit: tuple[str, int]) -> Path:
         return self.path / RUNS_FOLDER / f"{unit[0]}-seed{unit[1]}.json"
 
-    def _claim(self, recipe: Recipe, *, resume: bool) -> None:
-        """Makes the folder that of `recipe`, or says why it cannot be."""
-        path = self.path / RECIPE_FILE
-        wanted = recipe.model_dump(mode="json")
-        if path.exists():
-            if not resume:
-                raise UserError(
-                    f"the folder {self.path} already holds a comparison. Complete it with --resume, or name "
-                    "another with --out."
-                )
-            try:
-                held = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise UserError(
-                    f"the file {path} cannot be read: {_first_line(error)}. Name another folder with --out."
-                ) from error
-            differing = list(_differing_keys(held, wanted))
-            if differing:
-                raise UserError(
-                    f"the folder {self.path} holds a comparison with another recipe: {'; '.join(differing)}. "
-                    "Give it the same recipe, or name another folder with --out."
-                )
-        else:
-            write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
-        for leftover in [*self.path.glob(".*.tmp"), *(self.path / RUNS_FOLDER).glob(".*.tmp")]:
+
+@contextmanager
+def claimed(path: Path, recipe: Recipe, *, resume: bool, what: str, results: str) -> Iterator[None]:
+    """Holds a folder for this process and this recipe.
+
+    Args:
+        path: The folder; it is made if it does not exist.
+        recipe: The complete recipe; it is written into the folder.
+        resume: Whether a folder that holds results already is to be completed.
+        what: What the folder holds, for messages.
+        results: Its folder of results; it is made too.
+
+    Raises:
+        UserError: If the folder holds results and `resume` is false, or belongs to another recipe, or another
+            process is working in it.
+    """
+    try:
+        (path / results).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path}: {error.strerror}. Name another with --out.") from error
+    with _locked(path / LOCK_FILE):
+        _claim(path, recipe, resume=resume, what=what)
+        for leftover in [*path.glob(".*.tmp"), *(path / results).glob(".*.tmp")]:
             leftover.unlink()  # half a file of a process that was killed
+        try:
+            yield
+        except UserError:
+            # Nothing was made: what is repaired now may well be the recipe.
+            if not any((path / results).iterdir()):
+                (path / RECIPE_FILE).unlink()
+            raise
+
+
+def _claim(folder: Path, recipe: Recipe, *, resume: bool, what: str) -> None:
+    """Makes the folder that of `recipe`, or says why it cannot be."""
+    path = folder / RECIPE_FILE
+    wanted = recipe.model_dump(mode="json")
+    if not path.exists():
+        write_atomically(path, yaml.safe_dump(wanted, sort_keys=False, allow_unicode=True))
+        return
+    if not resume:
+        raise UserError(
+            f"the folder {folder} already holds a {what}. Complete it with --resume, or name another with --out."
+        )
+    try:
+        held = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"the file {path} cannot be read: {_first_line(error)}. Name another folder with --out."
+        ) from error
+    differing = list(_differing_keys(held, wanted))
+    if differing:
+        raise UserError(
+            f"the folder {folder} holds a {what} with another recipe: {'; '.join(differing)}. Give it the same "
+            "recipe, or name another folder with --out."
+        )
 
 
 @contextmanager

@@ -111,7 +111,8 @@ class Run(Record):
     metrics: dict[str, float] = Field(default={}, description="Metric name to its value on the test split.")
     curves: dict[str, Curve] = Field(
         default={},
-        description="`train_loss`, `task_loss`, `divergence` (training, per optimizer step) and `eval_<metric>`.",
+        description="`train_loss`, `task_loss`, `divergence` and `agreement` of the passes (training, per optimizer "
+        "step), and `eval_<metric>`.",
     )
     reliability: list[ReliabilityBin] = Field(
         default=[], description="Equal-width bins of confidence from 0 to 1, on the test split."

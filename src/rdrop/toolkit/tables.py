@@ -157,7 +157,7 @@ def _header_hint(header: list[str], delimiter: str) -> str:
         return f"; the delimiter looks like {likely!r}: set data.delimiter to it"
     if all(len(name) > 1 and name[0] == name[-1] == '"' for name in header):
         return "; the names stand in double quotes: set data.quoting: double"
-    if "\r" in header[-1]:
+    if any("\r" in name for name in header):
         return "; the lines seem to end with carriage returns alone: save the file with line feeds"
     return ""
 
@@ -217,7 +217,7 @@ def _no_number(name: str) -> NoReturn:
 
 def _parquet(wanted: _Wanted) -> Iterator[Found]:
     """Rows of Parquet."""
-    from pyarrow.parquet import ParquetFile  # type: ignore[import-untyped]  # slow to import, and not all need it
+    from pyarrow.parquet import ParquetFile  # slow to import, and not all need it
 
     number = 0
     with opened(wanted.path) as file:
@@ -232,8 +232,7 @@ def _parquet(wanted: _Wanted) -> Iterator[Found]:
         except UserError:
             raise
         except Exception as error:  # whatever is in the file, the answer is a message about it
-            place = f" after row {number}" if number else ""
+            place, reason = f" after row {number}" if number else "", str(error).partition("\n")[0]
             raise UserError(
-                f"{wanted.path} cannot be read as Parquet{place}: {str(error).partition(chr(10))[0]:.200}; write or copy it "
-                "again"
+                f"{wanted.path} cannot be read as Parquet{place}: {reason:.200}; write or copy it again"
             ) from error

@@ -19,8 +19,10 @@ from torch.utils.data import DataLoader
 from transformers import set_seed
 
 from rdrop.diagnostics import consistency_gap
+from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.options import Kind
+from rdrop.toolkit.metrics import consistency_metrics
 from rdrop.toolkit.recipe import Recipe, SplitName
 from rdrop.toolkit.summary import Exhibit, Metric, ReliabilityBin
 
@@ -44,7 +46,22 @@ class Splits:
 
     def judged(self, name: SplitName) -> Rows:
         """The split that runs are judged on; the validation split stands in for a test split that is not there."""
-        return self.test if self.test is not None and (name == "test" or self.validation is None) else self.validation
+        return self.test if self.judged_name(name) == "test" else self.validation
+
+    def judged_name(self, name: SplitName) -> SplitName:
+        """Its name.
+
+        Raises:
+            UserError: There is no such split.
+        """
+        if name == "test" and self.test is not None:
+            return "test"
+        if self.validation is None:
+            raise UserError(
+                f"compare.split is {name}, but there is no such split; name a file in data.{name}, or hold out a "
+                "part of the training split with data.validation_fraction"
+            )
+        return "validation"
 
     def watched(self) -> Rows:
         """The split of the learning curves."""
@@ -134,12 +151,7 @@ class Task(ABC, Generic[R]):
         model: Any = trainer.model
         set_seed(seed)
         gap = consistency_gap(model, self.batches(rows, model), samples=self.recipe.compare.samples)
-        return {
-            "consistency_kl": gap.kl,
-            "agreement": gap.agreement,
-            "accuracy_averaged": gap.accuracy_averaged,
-            "nll_averaged": gap.nll_averaged,
-        }
+        return consistency_metrics(gap)
 
     def batches(self, rows: Rows, model: nn.Module) -> Iterator[dict[str, Tensor]]:
         """A split in batches of evaluation, on the device of the model."""

@@ -125,7 +125,7 @@ def _check_kind(path: Path, start: bytes, encoding: str) -> None:
         if start.startswith(magic):
             raise UserError(f"{path} {remedy}")
     marked = next((name for mark, name in BYTE_ORDER_MARKS.items() if start.startswith(mark)), None)
-    if marked and not codecs.lookup(encoding).name.startswith(marked):
+    if marked and not codecs.lookup(encoding).name.startswith(("utf-16", "utf-32")):
         raise UserError(
             f"{path} is {marked.upper()}, and was read as {encoding}; set data.encoding: {marked}, or save it as UTF-8"
         )

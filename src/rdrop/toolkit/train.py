@@ -29,6 +29,7 @@ from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import Strategy, explain_passes, forward_passes
 from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
+from rdrop.toolkit.network_pair import NetworkPair
 from rdrop.toolkit.recipe import ArmName, Recipe, Training
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Curve, Metric, Run
@@ -38,7 +39,7 @@ from rdrop.toolkit.tasks import task_of
 UNTIMED_STEPS = 10  # the first steps of a process are slower than those that follow
 EXAMPLES = 4  # enough to count operations on, and for a batch norm
 
-TRAINING_CURVES = {"loss": "train_loss", "task_loss": "task_loss", "divergence": "divergence"}
+TRAINING_CURVES = {"loss": "train_loss", "task_loss": "task_loss", "divergence": "divergence", "agreement": "agreement"}
 UNSHOWN = {
     "eval_loss",
     "eval_runtime",
@@ -73,9 +74,11 @@ def planned_steps(task: Task[Any], splits: Splits) -> int:
     """Optimizer steps of a run of `plain`.
 
     Raises:
-        UserError: The data have no known length and the recipe has no number of steps, or they do not fill a batch.
+        UserError: The data have no known length and the recipe has no number of steps, or they do not fill a batch,
+            or there is no split to judge a run on.
     """
     training = task.recipe.training
+    splits.judged_name(task.recipe.compare.split)
     batches = task.batches_per_epoch(splits.train)
     if batches is None and training.steps is None:
         raise UserError(
@@ -172,6 +175,8 @@ def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, re
     Counted are the matrix products and convolutions of forward and backward on a real batch, which is what
     `torch.utils.flop_counter` knows; the loss and the optimizer's update have none.
     """
+    if isinstance(model, NetworkPair):  # whose two passes are one of each network, in every arm
+        return 1.0, "single"
     inputs = {name: column for name, column in batch.items() if name != "labels"}
     model = deepcopy(model).train()
     shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
@@ -263,6 +268,8 @@ def make_trainer(
         preprocess_logits_for_metrics=task.scores,
     )
     trainer.remove_callback(PrinterCallback)
+    if hasattr(splits.train, "set_epoch"):
+        trainer.add_callback(_Epochs(splits.train))
     return trainer
 
 
@@ -323,6 +330,22 @@ def curves(state: TrainerState, goal: Objective) -> dict[str, Curve]:
         if points:
             found[name] = Curve(steps=[int(step) for step, _ in points], values=[float(value) for _, value in points])
     return found
+
+
+class _Epochs(TrainerCallback):
+    """Tells the training split its epoch; accelerate does so as well, but not in an epoch that goes on after a stop."""
+
+    def __init__(self, train: Any) -> None:
+        self.train = train
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: Any,
+    ) -> None:
+        self.train.set_epoch(int(state.epoch or 0))
 
 
 class Watch(TrainerCallback):

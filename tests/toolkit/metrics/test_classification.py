@@ -127,6 +127,8 @@ def test_every_prediction_falls_into_one_bin() -> None:
     bins = reliability(logits, np.array([0, 0, 0]))
     assert len(bins) == BINS
     assert [b.count for b in bins] == [0] * 7 + [1] + [0] * 6 + [2]
+    on_the_edge = reliability(np.zeros((1, 2)), np.array([0]), bins=2)
+    assert [b.count for b in on_the_edge] == [1, 0]
 
 
 def test_large_logits_stay_finite() -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from seqeval.metrics import (  # type: ignore[import-untyped]
+from seqeval.metrics import (
     accuracy_score,
     f1_score,
     precision_score,

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
-from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+from rouge_score.rouge_scorer import RougeScorer
 
 from rdrop.errors import UserError
 from rdrop.toolkit.metrics.pairs import require_pairs

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from seqeval.metrics.sequence_labeling import precision_recall_fscore_support  # type: ignore[import-untyped]
+from seqeval.metrics.sequence_labeling import precision_recall_fscore_support
 
 from rdrop.errors import UserError
 from rdrop.toolkit.metrics.pairs import require_pairs

@@ -11,6 +11,11 @@ if TYPE_CHECKING:
 
 _CLASSES = {
     "digits": ("digits", "DigitsTask"),
+    "image-classification": ("image_classification", "ImageClassificationTask"),
+    "language-modeling": ("language_modeling", "LanguageTask"),
+    "summarization": ("summarization", "SummarizationTask"),
+    "text-classification": ("text_classification", "TextTask"),
+    "translation": ("translation", "TranslationTask"),
 }
 """Task to its module here and its class there; modules are loaded when they are asked for."""
 

@@ -21,7 +21,12 @@ from torch.utils.data import Dataset
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.image_files import read_image
-from rdrop.toolkit.metrics import CLASSIFICATION_METRICS, classification_metrics, reliability
+from rdrop.toolkit.metrics import (
+    CLASSIFICATION_METRICS,
+    CONSISTENCY_METRICS,
+    classification_metrics,
+    reliability,
+)
 from rdrop.toolkit.monte_carlo import class_predictions
 from rdrop.toolkit.recipe import Data, Model, Rate, Recipe, fault
 from rdrop.toolkit.summary import Metric
@@ -153,8 +158,8 @@ class DigitsTask(Task[DigitsRecipe]):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those of classification."""
-        return CLASSIFICATION_METRICS
+        """Those of classification, and consistency."""
+        return (*CLASSIFICATION_METRICS, *CONSISTENCY_METRICS)
 
     def load(self, seed: int) -> Splits:
         """Float32 images `(N, 1, 8, 8)` in 0..1 with int64 labels `(N,)`, split by class.

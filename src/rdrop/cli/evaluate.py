@@ -1,0 +1,42 @@
+"""`rdrop evaluate`: judge a trained model, on its own test split or on other files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rdrop.errors import UserError
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `rdrop train` made.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Fields of its recipe to change, for example data.test=other.csv.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
+) -> None:
+    """Judge a trained model on a split of its recipe, or on files that you name."""
+    if split not in ("test", "validation"):
+        raise UserError(f"got --split {split}, expected test or validation")
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("Reading the model and the data"):
+        from rdrop.cli.metric_table import metric_table
+        from rdrop.toolkit.use import evaluate_run
+
+        found = evaluate_run(run, [*(changes or []), f"compare.split={split}"])
+    if as_json:
+        print(json.dumps({"split": found.split, "data": found.data, "metrics": found.metrics}, indent=2))
+        return
+    console.print(found.data, highlight=False)
+    Console().print(metric_table(found.described, found.metrics, found.split))

@@ -1,0 +1,48 @@
+"""`rdrop init`: a recipe for your own data, with every field explained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rdrop.errors import UserError
+
+
+def init(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="What is to be learned; `rdrop init list` names them.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Fields to set, for example data.train=mine.csv.", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where the recipe goes. Default: TASK.yaml.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+) -> None:
+    """Write a recipe for a task: every field with its meaning, its bounds and its default."""
+    from rdrop.toolkit.recipe_fields import nearest
+    from rdrop.toolkit.tasks import TASK_NAMES
+
+    if task == "list":
+        print("\n".join(TASK_NAMES))
+        return
+    if task not in TASK_NAMES:
+        close = nearest(task, TASK_NAMES)
+        hint = f"; did you mean {close}?" if close else ""
+        raise UserError(f"got {task!r}, expected one of the tasks {', '.join(TASK_NAMES)}{hint}")
+    path = out or Path(f"{task}.yaml")
+    if path.exists() and not force:
+        raise UserError(f"{path} exists already; name another file with --out, or replace it with --force")
+    from rdrop.toolkit.recipe_file import load_recipe, recipe_text
+    from rdrop.toolkit.runs import write_atomically
+
+    header = (
+        f"# A recipe for {task}. Set what is under data: first; every key may be left out.\n"
+        f"#\n"
+        f"#   rdrop compare {path}    does R-Drop help? several seeds, four arms\n"
+        f"#   rdrop train {path}      one model to keep\n\n"
+    )
+    write_atomically(path, header + recipe_text(load_recipe(task, changes or [])))
+    print(f"{path} written. Look at its section data:, then: rdrop compare {path}")

@@ -1,0 +1,93 @@
+"""`rdrop train`: train one model and keep it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from rdrop.cli.recipe_words import RUNS, WORDS_HELP, default_folder, recipe_and_changes
+from rdrop.errors import UserError
+
+if TYPE_CHECKING:
+    from rdrop.toolkit.recipe import ArmName, Recipe
+    from rdrop.toolkit.single_run import TrainingRecord
+
+
+def train(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=WORDS_HELP, show_default=False)
+    ] = None,
+    arm: Annotated[str, typer.Option(metavar="ARM", help="plain, twice, rdrop or longer.")] = "rdrop",
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Default: the first of the recipe's compare.seeds.", show_default=False)
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help=f"Where the model goes. Default: {RUNS}/NAME-train-1, or the next number."),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was stopped: the one in --out, or the newest.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the record as JSON, for programs.")] = False,
+) -> None:
+    """Train one model with R-Drop, judge it, and keep it for evaluate, predict and export.
+
+    Stopped by Ctrl-C or SIGTERM it saves first; after that, or a kill at any moment, --resume goes on to the same
+    weights.
+    """
+    name, changes = recipe_and_changes(words or [])
+    folder = out or default_folder(f"{Path(name or 'digits').stem}-train", resume=resume)
+    if resume and name is None and not changes and (folder / "recipe.yaml").exists():
+        name = str(folder / "recipe.yaml")
+    from rdrop.toolkit.recipe import ArmName, cautions
+    from rdrop.toolkit.recipe_file import load_recipe
+
+    recipe = load_recipe(name or "digits", changes)
+    chosen = next((name for name in get_args(ArmName) if name == arm), None)
+    if chosen is None:
+        raise UserError(f"got --arm {arm}, expected one of {', '.join(get_args(ArmName))}")
+    for caution in cautions(recipe):
+        print(f"note: {caution}", file=sys.stderr)
+    seed = recipe.compare.seeds[0] if seed is None else seed
+    changed = [f"{change.key}={change.text}" for change in changes]
+    again = shlex.join(["rdrop", "train", name or "digits", *changed, "--arm", arm, "--seed", str(seed)])
+    record = _run(recipe, folder, chosen, seed, resume=resume, command=again)
+    if record is None:
+        print(f"\nstopped; {again} --resume --out {shlex.quote(str(folder))} goes on from here", file=sys.stderr)
+        raise typer.Exit(130)
+    if as_json:
+        print(record.model_dump_json(indent=1))
+    else:
+        _show(record, folder)
+
+
+def _run(recipe: Recipe, folder: Path, arm: ArmName, seed: int, *, resume: bool, command: str) -> TrainingRecord | None:
+    from rich.console import Console
+
+    from rdrop.cli.progress import StepProgress
+
+    console = Console(stderr=True)
+    with console.status("Starting"):  # importing torch takes seconds
+        from rdrop.report.training_page import write_training_report
+        from rdrop.toolkit import single_run
+
+    progress = StepProgress(console)
+    record = single_run.train(recipe, folder, arm=arm, seed=seed, resume=resume, command=command, progress=progress)
+    if record is not None:
+        write_training_report([record], folder / "report.html")
+    return record
+
+
+def _show(record: TrainingRecord, folder: Path) -> None:
+    from rich.console import Console
+
+    from rdrop.cli.metric_table import metric_table
+
+    Console().print(metric_table(record.metrics, record.run.metrics, record.split))
+    # Not through rich, which would break a long path.
+    print(f"\nmodel   {folder / 'model'}\nreport  {folder / 'report.html'}")
+    print(f"\nNext: rdrop predict {shlex.quote(str(folder))} FILES...")
