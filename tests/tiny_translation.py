@@ -9,8 +9,8 @@ import numpy as np
 
 from rdrop.toolkit.tasks.translation import TranslationRecipe, TranslationTask
 
-GERMAN = "null eins zwei drei vier fünf sechs sieben acht neun".split()
-ENGLISH = "zero one two three four five six seven eight nine".split()
+GERMAN = ["null", "eins", "zwei", "drei", "vier", "fünf", "sechs", "sieben", "acht", "neun"]
+ENGLISH = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 SMALL = {
     "vocab_size": 300,

@@ -14,7 +14,7 @@ import rdrop.toolkit.compare
 from rdrop.cli import main
 from rdrop.cli.progress import RichProgress
 from rdrop.errors import UserError
-from rdrop.toolkit.compare import Progress
+from rdrop.toolkit.pool import Progress
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.recipe_fields import recipe_fields
 from rdrop.toolkit.recipe_file import recipe_text

@@ -274,7 +274,13 @@ def build_picture(
     return Picture(image=base64.b64encode(file.getvalue()), caption=list(caption))
 
 
-def build_confusion(seed: int, labels: Sequence[str], accuracy: float = 0.9, examples: int = 100) -> Confusion:
+def build_confusion(
+    seed: int,
+    labels: Sequence[str],
+    accuracy: float = 0.9,
+    examples: int = 100,
+    title: str = "Which class was taken for which",
+) -> Confusion:
     """A matrix in which each class is mostly taken for itself and sometimes for two others."""
     draw = np.random.default_rng(seed)
     counts = []
@@ -283,7 +289,7 @@ def build_confusion(seed: int, labels: Sequence[str], accuracy: float = 0.9, exa
         shares[draw.choice(len(labels), size=2)] = (1 - accuracy) / 2
         shares[index] += accuracy
         counts.append(draw.multinomial(examples, shares / shares.sum()).tolist())
-    return Confusion(title="Which class was taken for which", labels=list(labels), counts=counts)
+    return Confusion(title=title, labels=list(labels), counts=counts)
 
 
 def with_exhibits(summary: Summary, exhibits: Callable[[str], list[Exhibit]], seed: int = 0) -> Summary:
@@ -318,6 +324,7 @@ def plant_exhibits(arm: str) -> list[Exhibit]:
     refused = Picture(image=base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>"), caption=["drawing.svg"])
     return [
         build_confusion(position, STAGES, accuracy=0.9 + 0.01 * position, examples=1200),
+        build_confusion(position, [f"species number {i}" for i in range(30)], title="Which species"),
         Gallery(title="Classified worst", reading="The surest mistakes first.", pictures=[*pictures, refused]),
     ]
 

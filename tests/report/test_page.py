@@ -136,6 +136,7 @@ def headings(text: str) -> list[str]:
                 "Confidence against correctness",
                 "Consistency gap of each arm",
                 "Which class was taken for which",
+                "Which species",
                 "Classified worst",
             ],
         ),
@@ -239,7 +240,7 @@ def test_a_closer_look_is_at_the_first_run_of_each_arm_that_has_something_to_sho
 def test_arms_stand_side_by_side_in_the_closer_look(pages: dict[str, str]) -> None:
     text = pages["plants"]
     closer = text[text.index('id="closer"') : text.index('id="reading"')]
-    assert re.findall(r"<h4>.*?</svg>(.*?)</h4>", closer) == 2 * ["plain", "twice", "rdrop", "longer"]
+    assert re.findall(r"<h4>.*?</svg>(.*?)</h4>", closer) == 3 * ["plain", "twice", "rdrop", "longer"]
     page = Page(text)
     assert len(page.all("img")) == 4 * 5
     assert {(image["src"] or "")[:22] for image in page.all("img")} == {

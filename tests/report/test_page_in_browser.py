@@ -240,7 +240,7 @@ def test_pictures_and_matrices_have_names(report: Open) -> None:
 def test_matrices_stand_side_by_side_where_there_is_room(report: Open) -> None:
     lefts = {}
     for width in (1280, 360):
-        regions = report("plants", width=width).locator(".matrices > div").all()
+        regions = report("plants", width=width).locator(".matrices").first.locator("> div").all()
         boxes = [region.bounding_box() for region in regions]
         lefts[width] = len({round(box["x"]) for box in boxes if box})
         assert len(boxes) == 4

@@ -144,6 +144,7 @@ def test_a_carriage_return_alone_ends_no_line() -> None:
         ('a,b\nx,1\n"y ""z"",2\nz,3', 3),
         ('a,b\nx,1\n"y\n""z",",2\n\n', 4),
         ('a,b\nx,"', 2),
+        ('a,b\n"y,1\nshe said ""no""\n', 2),
         ('"a,b\nx,1\n', 1),
     ],
 )
@@ -167,6 +168,8 @@ def test_a_quote_swallows_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     _, rows = delimited_rows(Path("train"), ["a\n", '"\n', *["z" * 30 + "\n"] * 5], CSV)
     with pytest.raises(UserError, match="train:2: a quoted field begins here and is not closed up to line 6"):
         next(rows)
+    _, rows = delimited_rows(Path("train"), ["a\n", *['"z"\n'] * 100], CSV)
+    assert len(list(rows)) == 100  # the limit is one of a row
 
 
 def test_a_quote_that_meets_another_one_below_is_a_fault_unless_the_recipe_says_otherwise() -> None:

@@ -40,6 +40,7 @@ class Watched:
         self.then = then
         self.began: tuple[int, int] | None = None
         self.judged = False
+        self.logs: list[tuple[int, dict[str, float]]] = []
 
     def read(self) -> None:
         pass
@@ -47,8 +48,11 @@ class Watched:
     def start(self, total_steps: int, made_steps: int) -> None:
         self.began = (total_steps, made_steps)
 
-    def advance(self, step: int, logs: dict[str, float]) -> None:
+    def advance(self, step: int) -> None:
         self.then(step)
+
+    def logged(self, step: int, logs: dict[str, float]) -> None:
+        self.logs.append((step, logs))
 
     def judge(self) -> None:
         self.judged = True
@@ -152,7 +156,8 @@ from rdrop.toolkit.tasks.digits import DigitsRecipe
 class Told:
     def read(self): pass
     def start(self, *_): pass
-    def advance(self, step, logs): print(step, flush=True)
+    def advance(self, step): print(step, flush=True)
+    def logged(self, *_): pass
     def judge(self): pass
     def close(self): pass
 

@@ -96,8 +96,10 @@ def test_an_unknown_kind_is_answered_with_the_known_ones(tmp_path: Path, name: s
 def test_an_optional_column_is_there_where_the_table_has_it(
     tmp_path: Path, name: str, content: str | list[Values], expected: list[Values]
 ) -> None:
-    found = rows_of(written(tmp_path, name, content), ["text"], optional_columns=["pair", "text"])
+    path = written(tmp_path, name, content)
+    found = rows_of(path, ["text"], optional_columns=["pair", "text"])
     assert [values for _, values in found] == expected
+    assert "there is no column 'more', only" in refusal(path, ["more"], optional_columns=["more"])
 
 
 # Faults of the header.
@@ -108,6 +110,10 @@ def test_an_optional_column_is_there_where_the_table_has_it(
     [
         ("a.csv", "text,lable\nx,1\n", "there is no column 'label', only 'text', 'lable'; did you mean 'lable'?"),
         ("a.csv", "text, label\nx, 1\n", "there is no column 'label', only 'text', ' label'; did you mean ' label'?"),
+        ("a.csv", "text,lable;x\nx,1\n", "there is no column 'label', only 'text', 'lable;x'"),
+        ("a.csv", "a|text,lable\nx,1\n", "there is no column 'text', only 'a|text', 'lable'; did you mean 'a|text'?"),
+        ("a.csv", "x" * 10**6 + "\n", "there is no column 'text', only '" + "x" * 39),
+        ("a.csv", "x," * 10**5 + "texts\n", "there is no column 'text', only " + "'x', " * 10 + "..."),
         ("a.csv", "Nice.,1\nBad.,0\n", "there is no column 'text', only 'Nice.', '1'"),
         (
             "a.csv",
@@ -289,7 +295,7 @@ def test_damage_in_the_middle_of_parquet_is_told(tmp_path: Path) -> None:
         ),
         (
             "a.jsonl",
-            '{"text": "ok", "label": 1}\n{"text": "a", "label": 1, "x": {"y": 1, "y": 2}}\n',
+            '{"text": "ok", "label": 1}\n{"text": "a", "label": 1, "x": {"w": 0, "y": 1, "y": 2, "z": 2}}\n',
             2,
             "the key 'y' is there twice; keep one of the two",
         ),
@@ -449,10 +455,16 @@ def test_memory_does_not_grow_with_a_group_of_parquet(tmp_path: Path) -> None:
     assert pq.ParquetFile(path).num_row_groups == 1
     before = pa.total_allocated_bytes()
     peak = 0
-    for row, text in zip(read_table(path, ["text"], bad_rows=BadRows("fail")), texts, strict=True):
-        assert row.values["text"] == text
-        peak = max(peak, pa.total_allocated_bytes() - before)
+    tracemalloc.start()
+    try:
+        for row, text in zip(read_table(path, ["text"], bad_rows=BadRows("fail")), texts, strict=True):
+            assert row.values["text"] == text
+            peak = max(peak, pa.total_allocated_bytes() - before)
+        of_python = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
     assert 0 < peak < 4_000_000  # of 12 million characters
+    assert 0 < of_python < 4_000_000
 
 
 def test_a_reading_that_is_given_up_closes_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rdrop.errors import UserError
@@ -32,9 +32,10 @@ def refusal(path: Path, encoding: str = "utf-8") -> str:
 @given(
     text=st.text(st.sampled_from("ab\n\r\x0b\x85\u2028\0äß€\U0001f600\ufeff"), max_size=40),
     encoding=st.sampled_from(["utf-8", "utf-16", "utf-16-le", "utf-32", "gb18030", "utf-8-sig"]),
-    chunk=st.integers(4, 12),
+    chunk=st.integers(8, 16),
     name=st.sampled_from(["train.txt", "train.txt.GZ"]),
 )
+@example(text="\0", encoding="utf-16", chunk=8, name="train.txt")  # its first bytes are the mark of UTF-32
 def test_lines_are_those_of_the_text(
     tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str, chunk: int, name: str
 ) -> None:
@@ -62,6 +63,12 @@ def test_a_byte_of_another_encoding_is_named_with_its_line(
         "train.txt:3: the byte 0xfc is not utf-8; save the file as UTF-8, or set data.encoding to the encoding it has, "
         "such as cp1252, latin-1 or utf-16"
     )
+
+
+def test_a_character_in_two_pieces_is_judged_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CHUNK", 4)
+    message = refusal(written(tmp_path, b"a\nb\x83\n\n\n"), "shift_jis")
+    assert message.startswith("train.txt:2: the byte 0x83 is not shift_jis; ")
 
 
 def test_a_file_that_ends_within_a_character_is_told(tmp_path: Path) -> None:

@@ -109,6 +109,13 @@ def test_longer_computes_as_much_as_rdrop(strategy: str) -> None:
         assert 1.0 < rdrop.step_compute < 1.3
 
 
+@pytest.mark.filterwarnings("ignore::rdrop.errors.NoEffectWarning")  # the consistency gap without dropout
+def test_longer_is_as_long_with_a_dropout_rate_of_its_own() -> None:
+    chosen = recipe(compare={"samples": 2, "chosen": {"longer": {"dropout": 0.0}}})
+    longer = train_run(chosen, "longer", 0, silent)
+    assert longer.run.optimizer_steps == round(6 * train_run(chosen, "rdrop", 0, silent).step_compute) == 7
+
+
 def test_computation_is_counted_by_hand_as_well() -> None:
     small = recipe()
     task = DigitsTask(small)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -27,15 +28,23 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
             raise
         print(f"{MISSING_EXTRA} (missing: {error.name})", file=sys.stderr)
     except UserError as error:
-        print(f"error: {_printable(str(error))}", file=sys.stderr)
+        print(f"error: {printable(str(error))}", file=sys.stderr)
     except OSError as error:
-        # Without a path it is no mistake of the user's.
-        if error.filename is None:
+        # Without a path it is no mistake of the user's, unless there was no room to write.
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {printable(place)}{error.strerror}", file=sys.stderr)
     sys.exit(2)
 
 
-def _printable(text: str) -> str:
-    """The text without control characters, which a recipe could send to the terminal."""
+def printable(text: str) -> str:
+    r"""The text without control characters, which a recipe or a data file could send to the terminal.
+
+    Args:
+        text: What is to be printed.
+
+    >>> printable("a\x1b[31mb")
+    'a�[31mb'
+    """
     return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)

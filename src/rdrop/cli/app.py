@@ -16,6 +16,7 @@ from rdrop.cli.inspect import inspect
 from rdrop.cli.predict import predict
 from rdrop.cli.recipes import recipes
 from rdrop.cli.report import report
+from rdrop.cli.sweep import sweep
 from rdrop.cli.train import train
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (init, train, compare, evaluate, predict, report, inspect, recipes, export, env):
+for command in (init, train, compare, sweep, evaluate, predict, report, inspect, recipes, export, env):
     app.command()(command)
 
 

@@ -75,16 +75,26 @@ def compare(
         _compare(name or "digits", changes, folder, jobs=jobs, resume=resume)
 
 
-def _seed_list(seeds: str) -> str:
-    """A count of seeds as the list from 0, a list as it is."""
+def seed_count(seeds: str) -> int | None:
+    """How many seeds are asked for; None: they are listed.
+
+    Raises:
+        UserError: None, or too many.
+    """
     if not re.fullmatch(r"\s*[0-9]{1,9}\s*", seeds):
-        return f"[{seeds}]"
+        return None
     if not 1 <= int(seeds) <= MOST_SEEDS:
         raise UserError(
             f"got --seeds {seeds}, expected a count from 1 to {MOST_SEEDS}; "
             f"for the seed {seeds.strip()} alone write {seeds.strip()},"
         )
-    return str(list(range(int(seeds))))
+    return int(seeds)
+
+
+def _seed_list(seeds: str) -> str:
+    """A count of seeds as the list from 0, a list as it is."""
+    count = seed_count(seeds)
+    return f"[{seeds}]" if count is None else str(list(range(count)))
 
 
 def _compare(name: str, changes: list[Override], folder: Path, *, jobs: int | None, resume: bool) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from rdrop.cli import printable
 from rdrop.errors import UserError
 
 
@@ -21,7 +23,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="test or validation.")] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Judge a trained model on a split of its recipe, or on files that you name."""
@@ -29,14 +31,20 @@ def evaluate(
         raise UserError(f"got --split {split}, expected test or validation")
     from rich.console import Console
 
+    from rdrop.cli.quiet import quiet, tell_notes
+
     console = Console(stderr=True)
-    with console.status("Reading the model and the data"):
+    with console.status("Starting") as status:  # importing torch takes seconds
         from rdrop.cli.metric_table import metric_table
         from rdrop.toolkit.use import evaluate_run
 
-        found = evaluate_run(run, [*(changes or []), f"compare.split={split}"])
+        status.update("Judging the model")
+        with quiet():
+            found = evaluate_run(run, [*(changes or []), f"compare.split={split}"])
+    tell_notes(found.notes)
     if as_json:
-        print(json.dumps({"split": found.split, "data": found.data, "metrics": found.metrics}, indent=2))
+        told = {"split": found.split, "data": found.data, "notes": list(found.notes), "metrics": found.metrics}
+        print(json.dumps(told, indent=2, ensure_ascii=False))
         return
-    console.print(found.data, highlight=False)
+    print(printable(found.data), file=sys.stderr)
     Console().print(metric_table(found.described, found.metrics, found.split))

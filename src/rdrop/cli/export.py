@@ -13,16 +13,20 @@ from rdrop.errors import UserError
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `rdrop train` made.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the export goes; it must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", help="onnx, or huggingface.")] = "huggingface",
+    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="huggingface, or onnx.")] = "huggingface",
 ) -> None:
-    """Write a trained model as an ONNX file, checked against torch, or as a Hugging Face folder with a model card."""
+    """Write a trained model as a Hugging Face folder with a model card, or as an ONNX file, checked against torch."""
     if form not in ("onnx", "huggingface"):
         raise UserError(f"got --format {form}, expected onnx or huggingface")
     from rich.console import Console
 
-    with Console(stderr=True).status("Exporting"):
+    from rdrop.cli.quiet import quiet
+
+    with Console(stderr=True).status("Starting") as status:  # importing torch takes seconds
         from rdrop.toolkit import export as toolkit
 
         write = toolkit.export_onnx if form == "onnx" else toolkit.export_hugging_face
-        found = write(run, out)
+        status.update("Exporting")
+        with quiet():
+            found = write(run, out)
     print(found)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rdrop.toolkit.summary import Run
 
-SHOWN_LOGS = ("loss", "divergence", "agreement", "eval_accuracy", "eval_nll")
+TRAINING_LOGS = ("loss", "divergence", "agreement")
+SHOWN_EVALUATIONS = 2  # the main metric, and a likelihood or loss
 
 
 class RichProgress:
@@ -91,7 +94,7 @@ class StepProgress:
             disable=not console.is_terminal,
         )
         self._task = TaskID(0)
-        self._told: dict[str, float] = {}
+        self._logs: dict[str, float] = {}
 
     def read(self) -> None:
         """Show that the data are read."""
@@ -105,13 +108,17 @@ class StepProgress:
         self._task = self._bar.add_task("", total=total_steps, completed=made_steps)
         self._bar.start()
 
-    def advance(self, step: int, logs: dict[str, float]) -> None:
-        """So many steps are made; without a terminal each new log is a line."""
-        text = ", ".join(f"{name} {logs[name]:.4g}" for name in SHOWN_LOGS if name in logs)
-        self._bar.update(self._task, completed=step, description=text)
-        if not self._console.is_terminal and logs != self._told:
-            self._told = dict(logs)
-            self._console.print(f"step {step}: {text}", markup=False, highlight=False, soft_wrap=True)
+    def advance(self, step: int) -> None:
+        """So many steps are made."""
+        self._bar.update(self._task, completed=step)
+
+    def logged(self, step: int, logs: dict[str, float]) -> None:
+        """Show what was logged; without a terminal as a line of its own."""
+        self._logs |= logs
+        self._bar.update(self._task, description=_line(self._logs))
+        line = _line(logs)
+        if line and not self._console.is_terminal:
+            self._console.print(f"step {step:,}: {line}", markup=False, highlight=False, soft_wrap=True)
 
     def judge(self) -> None:
         """Show that the model is judged."""
@@ -123,3 +130,10 @@ class StepProgress:
         """End the display; more than once does no harm."""
         self._busy.stop()
         self._bar.stop()
+
+
+def _line(logs: Mapping[str, float]) -> str:
+    """What is worth a place on one line; one pass has no divergence."""
+    evaluated = [name for name in logs if name.startswith("eval_")]
+    training = [name for name in TRAINING_LOGS if name in logs and (name == "loss" or logs[name] > 0)]
+    return ", ".join(f"{name} {logs[name]:.4g}" for name in [*training, *evaluated[:SHOWN_EVALUATIONS]])

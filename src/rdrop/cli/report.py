@@ -22,10 +22,13 @@ def report(
     ] = None,
 ) -> None:
     """Write the report of each folder again; with --out one page that sets trained models side by side."""
-    from rdrop.report.page import write_report
-    from rdrop.report.training_page import write_training_report
-    from rdrop.toolkit.compare import SUMMARY_FILE, read_summary
-    from rdrop.toolkit.single_run import RECORD_FILE, read_record
+    from rich.console import Console
+
+    with Console(stderr=True).status("Starting"):  # importing torch takes seconds
+        from rdrop.report.page import write_report
+        from rdrop.report.training_page import write_training_report
+        from rdrop.toolkit.compare import SUMMARY_FILE, read_summary
+        from rdrop.toolkit.single_run import RECORD_FILE, read_record
 
     for run in runs:
         if not (run / SUMMARY_FILE).exists() and not (run / RECORD_FILE).exists():
@@ -33,8 +36,8 @@ def report(
                 f"{run} holds neither {SUMMARY_FILE} nor {RECORD_FILE}; expected the folder of a finished "
                 "`rdrop compare` or `rdrop train`"
             )
+    compared = [run for run in runs if (run / SUMMARY_FILE).exists()]
     if out is not None:
-        compared = [run for run in runs if (run / SUMMARY_FILE).exists()]
         if compared:
             raise UserError(
                 f"{compared[0]} is a comparison, which has a page of its own; leave it out, or leave out --out"
@@ -44,7 +47,7 @@ def report(
         return
     for run in runs:
         page = run / "report.html"
-        if (run / SUMMARY_FILE).exists():
+        if run in compared:
             write_report(read_summary(run), page)
         else:
             write_training_report([read_record(run)], page)

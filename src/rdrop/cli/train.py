@@ -5,10 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from rdrop.cli.quiet import quiet, tell_notes
 from rdrop.cli.recipe_words import RUNS, WORDS_HELP, default_folder, recipe_and_changes
 from rdrop.errors import UserError
 
@@ -21,9 +22,14 @@ def train(
     words: Annotated[
         list[str] | None, typer.Argument(metavar="RECIPE|KEY=VALUE", help=WORDS_HELP, show_default=False)
     ] = None,
-    arm: Annotated[str, typer.Option(metavar="ARM", help="plain, twice, rdrop or longer.")] = "rdrop",
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM", help="plain, twice, rdrop or longer. Default: rdrop, or that of the run to go on with."
+        ),
+    ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Default: the first of the recipe's compare.seeds.", show_default=False)
+        int | None, typer.Option(min=0, metavar="SEED", help="Default: the first of the recipe's compare.seeds.")
     ] = None,
     out: Annotated[
         Path | None,
@@ -43,19 +49,19 @@ def train(
     folder = out or default_folder(f"{Path(name or 'digits').stem}-train", resume=resume)
     if resume and name is None and not changes and (folder / "recipe.yaml").exists():
         name = str(folder / "recipe.yaml")
-    from rdrop.toolkit.recipe import ArmName, cautions
+    from rdrop.toolkit.recipe import cautions
     from rdrop.toolkit.recipe_file import load_recipe
 
     recipe = load_recipe(name or "digits", changes)
-    chosen = next((name for name in get_args(ArmName) if name == arm), None)
-    if chosen is None:
-        raise UserError(f"got --arm {arm}, expected one of {', '.join(get_args(ArmName))}")
-    for caution in cautions(recipe):
-        print(f"note: {caution}", file=sys.stderr)
+    chosen = _arm(arm, folder if resume else None)
+    tell_notes(cautions(recipe))
     seed = recipe.compare.seeds[0] if seed is None else seed
     changed = [f"{change.key}={change.text}" for change in changes]
-    again = shlex.join(["rdrop", "train", name or "digits", *changed, "--arm", arm, "--seed", str(seed)])
-    record = _run(recipe, folder, chosen, seed, resume=resume, command=again)
+    again = shlex.join(["rdrop", "train", name or "digits", *changed, "--arm", chosen, "--seed", str(seed)])
+    try:
+        record = _run(recipe, folder, chosen, seed, resume=resume, command=again)
+    except KeyboardInterrupt:  # before or after the training itself, which saves first
+        record = None
     if record is None:
         print(f"\nstopped; {again} --resume --out {shlex.quote(str(folder))} goes on from here", file=sys.stderr)
         raise typer.Exit(130)
@@ -63,6 +69,21 @@ def train(
         print(record.model_dump_json(indent=1))
     else:
         _show(record, folder)
+
+
+def _arm(typed: str | None, resumed: Path | None) -> ArmName:
+    """The arm that was asked for; that of the run in a folder where none was."""
+    from rdrop.toolkit.recipe import ArmName
+
+    if typed is None and resumed is not None:
+        from rdrop.toolkit.single_run import held_arm
+
+        typed = held_arm(resumed)
+    chosen = typed or "rdrop"
+    found = next((name for name in get_args(ArmName) if name == chosen), None)
+    if found is None:
+        raise UserError(f"got --arm {chosen}, expected one of {', '.join(get_args(ArmName))}")
+    return cast("ArmName", found)
 
 
 def _run(recipe: Recipe, folder: Path, arm: ArmName, seed: int, *, resume: bool, command: str) -> TrainingRecord | None:
@@ -76,7 +97,8 @@ def _run(recipe: Recipe, folder: Path, arm: ArmName, seed: int, *, resume: bool,
         from rdrop.toolkit import single_run
 
     progress = StepProgress(console)
-    record = single_run.train(recipe, folder, arm=arm, seed=seed, resume=resume, command=command, progress=progress)
+    with quiet():
+        record = single_run.train(recipe, folder, arm=arm, seed=seed, resume=resume, command=command, progress=progress)
     if record is not None:
         write_training_report([record], folder / "report.html")
     return record
@@ -88,6 +110,7 @@ def _show(record: TrainingRecord, folder: Path) -> None:
     from rdrop.cli.metric_table import metric_table
 
     Console().print(metric_table(record.metrics, record.run.metrics, record.split))
+    tell_notes(record.notes)
     # Not through rich, which would break a long path.
     print(f"\nmodel   {folder / 'model'}\nreport  {folder / 'report.html'}")
     print(f"\nNext: rdrop predict {shlex.quote(str(folder))} FILES...")

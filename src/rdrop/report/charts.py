@@ -31,6 +31,7 @@ ROW_HEIGHT = 46.0
 TRAINING_BINS = 40
 # With two seeds, t of one degree of freedom makes a band that hides every line; the table has its numbers.
 SEEDS_OF_A_BAND = 3
+POINTS_OF_A_HALF = 5
 ROUND_STEPS = [1, 2, 2.5, 5, 10]
 
 Array = NDArray[np.float64]
@@ -135,11 +136,11 @@ def _learning_chart(
     reading = _band_note(lines) + (
         " The first values lie outside the axis, so that the last ones can be told apart." if clipped else ""
     )
-    table = _line_table(f"{title}: mean over seeds and 95% interval", lines, shown.decimals)
+    table = _line_table(title, lines, shown.decimals)
     return Chart(key, title, finding, reading, [panel], table, [line.position for line in lines])
 
 
-def training_chart(summary: Summary, curve: str, title: str, reading: str) -> Chart | None:
+def training_chart(summary: Summary, curve: str, title: str, reading: str, *, percent: bool = False) -> Chart | None:
     """Draw a quantity of the training steps, averaged over stretches of them.
 
     Args:
@@ -147,22 +148,24 @@ def training_chart(summary: Summary, curve: str, title: str, reading: str) -> Ch
         curve: Key in `Run.curves`, for example `divergence`.
         title: Title of the chart.
         reading: What the quantity is, in one or two sentences.
+        percent: Whether it is a fraction, shown times 100; all else has a logarithmic axis where it is positive.
 
     Returns:
         The chart, or None where no run has such a curve with a value other than 0.
     """
-    lines = [line for line in _lines(summary, curve, 1.0, TRAINING_BINS) if line.mean.any()]
+    lines = [line for line in _lines(summary, curve, 100.0 if percent else 1.0, TRAINING_BINS) if line.mean.any()]
     if not lines:
         return None
     tails = [float(line.mean[-max(1, len(line.mean) // 10) :].mean()) for line in lines]
-    ends = [f"{line.name} {tick(float(f'{tail:.3g}'))}" for line, tail in zip(lines, tails, strict=True)]
+    sign = "%" if percent else ""
+    ends = [f"{line.name} {tick(float(f'{tail:.3g}'))}{sign}" for line, tail in zip(lines, tails, strict=True)]
     finding = f"Mean over the last tenth of the training: {', '.join(ends)}."
     key = f"training-{curve.replace('_', '-')}"
-    log = all(bool((line.mean > 0).all()) for line in lines)
+    log = not percent and all(bool((line.mean > 0).all()) for line in lines)
     _, panel = _draw_lines(lines, key, title, finding, log=log)
     scale = " The vertical axis is logarithmic." if log else ""
     decimals = min(6, max(3, 2 - math.floor(math.log10(min(abs(t) for t in tails if t) if any(tails) else 1))))
-    table = _line_table(f"{title}: mean over seeds and 95% interval", lines, decimals)
+    table = _line_table(title, lines, decimals)
     full = f"{reading} {_band_note(lines)}{scale}"
     return Chart(key, title, finding, full, [panel], table, [line.position for line in lines])
 
@@ -280,9 +283,11 @@ def reliability_chart(summary: Summary) -> Chart | None:
     panels: list[Markup] = []
     told: list[str] = []
     table: list[list[str]] = []
+    pooled_seeds = 0
     for position, arm in enumerate(summary.arms):
-        runs = [run.reliability for run in summary.runs if run.arm == arm.name and run.status == "finished"]
-        pooled = _pool([bins for bins in runs if bins])
+        runs = [run.reliability for run in summary.runs if run.arm == arm.name and run.reliability]
+        pooled_seeds = max(pooled_seeds, len(runs))
+        pooled = _pool(runs)
         total = sum(each.count for each in pooled)
         if not total:
             continue
@@ -308,7 +313,7 @@ def reliability_chart(summary: Summary) -> Chart | None:
         "predictions. The bars count the predictions, on a logarithmic axis."
     )
     columns = ["Arm", "Confidence", "Predictions", "Mean confidence", "Right"]
-    caption = "Reliability: predictions of all seeds, by confidence"
+    caption = f"Reliability: predictions{' of all seeds' if pooled_seeds > 1 else ''}, by confidence"
     return Chart(
         "reliability",
         "Confidence against correctness",
@@ -409,8 +414,10 @@ def _log_axis(axes: Axes, values: Sequence[float]) -> None:
 
 
 def _focus(axes: Axes, lines: Sequence[_Line]) -> bool:
-    """Fit the vertical axis to the second half of training if the first would flatten it."""
+    """Fit the vertical axis to the second half of training if the first would flatten it, and enough is left to see."""
     start = 0.5 * min(float(line.steps[-1]) for line in lines)
+    if any((line.steps > start).sum() < POINTS_OF_A_HALF for line in lines):
+        return False
     ends = [(e.low, e.high) if e.seeds >= SEEDS_OF_A_BAND else (e.mean, e.mean) for e in lines]
     late = np.concatenate([end[e.steps > start] for e, both in zip(lines, ends, strict=True) for end in both])
     whole = np.concatenate([line.mean for line in lines])
@@ -533,8 +540,9 @@ def _pool(runs: Sequence[Sequence[ReliabilityBin]]) -> list[ReliabilityBin]:
     return pooled
 
 
-def _line_table(caption: str, lines: Sequence[_Line], decimals: int) -> Table:
+def _line_table(title: str, lines: Sequence[_Line], decimals: int) -> Table:
     """The numbers of a line chart: a row for each step, a column for each arm."""
+    caption = f"{title}: mean over seeds and 95% interval" if any(line.seeds > 1 for line in lines) else title
     cells: list[dict[float, str]] = []
     for line in lines:
         points = zip(line.steps.tolist(), line.mean, line.low, line.high, strict=True)

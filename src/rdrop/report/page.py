@@ -145,6 +145,7 @@ def render_report(summary: Summary) -> str:
         all_formats=[(metric, metric_format(summary, metric)) for metric in summary.metrics],
         failures=[run for run in summary.runs if run.status == "failed"],
         styles=[arm_style(position) for position in range(len(summary.arms))],
+        names=[arm.name for arm in summary.arms],
         sections=_sections(summary),
         exhibits=views([Source(run.arm, arm_style(position), run.exhibits) for position, run in shown]),
         shown_runs=_named_runs([run for _, run in shown]),
@@ -317,7 +318,7 @@ def _sections(summary: Summary) -> list[Section]:
     named = {"Confidence": reliability, "Consistency": consistency}
     trust = " and ".join(name for name, chart in named.items() if chart).capitalize()
     groups = [
-        ("training", "While training", [*learning_charts(summary), *_training_charts(summary)]),
+        ("training", "While training", [*learning_charts(summary), *training_charts(summary)]),
         ("seeds", "Seed by seed", [difference_chart(summary, metric) for metric in leading]),
         ("trust", trust, [reliability, consistency]),
     ]
@@ -325,13 +326,27 @@ def _sections(summary: Summary) -> list[Section]:
     return [section for section in sections if section.charts]
 
 
-def _training_charts(summary: Summary) -> list[Chart | None]:
-    """The quantities of the training steps."""
+def training_charts(summary: Summary) -> list[Chart | None]:
+    """Draw the quantities of the training steps.
+
+    Args:
+        summary: The comparison.
+
+    Returns:
+        Charts of the divergence, the agreement, the task loss and the loss; None for those that say nothing.
+    """
     divergence = training_chart(
         summary,
         "divergence",
         "Divergence between the passes while training",
         "How far apart the answers of two dropout masks are on the same training batch.",
+    )
+    agreement = training_chart(
+        summary,
+        "agreement",
+        "Agreement of the passes while training (%)",
+        "How often all passes give the same most probable answer, on the last training batch before each log.",
+        percent=True,
     )
     task_loss = training_chart(
         summary,
@@ -340,7 +355,7 @@ def _training_charts(summary: Summary) -> list[Chart | None]:
         "The loss without the divergence, on training batches.",
     )
     if all(run.curves.get("train_loss") == run.curves.get("task_loss") for run in summary.runs):
-        return [divergence, task_loss]
+        return [divergence, agreement, task_loss]
     train_loss = training_chart(
         summary,
         "train_loss",
@@ -348,7 +363,7 @@ def _training_charts(summary: Summary) -> list[Chart | None]:
         "What is minimised on training batches: the task loss and, weighted by alpha, the divergence. Arms with "
         "another alpha minimise something else, so it tells how a run went, not which arm is better.",
     )
-    return [divergence, task_loss, train_loss]
+    return [divergence, agreement, task_loss, train_loss]
 
 
 def _consistency_chart(summary: Summary, leading: list[Metric]) -> Chart | None:

@@ -25,8 +25,6 @@ from rdrop.toolkit.recipe import Model, Rate, Section, fault
 
 Count = Annotated[int, Field(ge=1)]
 
-LOSS = "ForCausalLM"  # what transformers calls the mean cross-entropy of the next token
-
 
 class CausalModel(Model):
     """The network."""
@@ -90,10 +88,9 @@ def build_causal(model: CausalModel, tokenizer: PreTrainedTokenizerBase, block_s
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
             pad_token_id=tokenizer.pad_token_id,
-            loss_type=LOSS,
         )
-        return apply_dropout(GPT2LMHeadModel(config), model.dropout)
-    built = _loaded(model.name)
+        return apply_dropout(_telling_its_loss(GPT2LMHeadModel(config)), model.dropout)
+    built: Any = _telling_its_loss(load_weights(AutoModelForCausalLM, model.name))
     positions = getattr(built.config, "max_position_embeddings", None) or block_size
     if block_size > positions:
         raise UserError(
@@ -113,12 +110,11 @@ def build_causal(model: CausalModel, tokenizer: PreTrainedTokenizerBase, block_s
     return apply_dropout(built, model.dropout)
 
 
-def _loaded(name: str) -> Any:
-    """A causal model of transformers."""
-    model: Any = load_weights(AutoModelForCausalLM, name)
-    # Some classes, that of GPT-2 among them, have a name from which transformers does not guess this; it then warns.
-    model.loss_type = getattr(model, "loss_type", None) or LOSS
-    return model
+def _telling_its_loss(model: Any) -> nn.Module:
+    """The model; transformers cannot guess the loss of every class from its name, not that of GPT-2, and would warn."""
+    model.loss_type = model.loss_type or "ForCausalLM"
+    built: nn.Module = model
+    return built
 
 
 def _is_causal(model: nn.Module) -> bool:
@@ -172,7 +168,8 @@ def restore_causal(folder: Path, dropout: float | None) -> tuple[nn.Module, PreT
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
-    return apply_dropout(_loaded(str(folder)), dropout), pretrained_tokenizer(str(folder))
+    model = _telling_its_loss(load_weights(AutoModelForCausalLM, str(folder)))
+    return apply_dropout(model, dropout), pretrained_tokenizer(str(folder))
 
 
 def continued(
@@ -211,7 +208,8 @@ def continued(
         use_cache=True,
         **drawing,
     )
-    with torch.no_grad(), randomness_off(model):
+    # quiet: behind a continuation that ended stands padding, at which transformers warns.
+    with torch.no_grad(), randomness_off(model), quiet_loading():
         written = host.generate(
             input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=config
         )[:, batch["input_ids"].size(1) :].tolist()

@@ -2,56 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
-import sys
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from multiprocessing import forkserver
-from multiprocessing.context import BaseContext
-from multiprocessing.queues import Queue
+from concurrent.futures import as_completed
 from pathlib import Path
-from queue import Empty
-from threading import Event, Thread
-from typing import Protocol
 
 from rdrop.errors import UserError
 from rdrop.toolkit import worker
-from rdrop.toolkit.environment import machine, versions
+from rdrop.toolkit.pool import Progress, environment_of, worker_pool
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RunFolder, Unit, write_atomically
 from rdrop.toolkit.summarize import summarize
-from rdrop.toolkit.summary import Environment, Run, Summary
+from rdrop.toolkit.summary import Summary
 
 SUMMARY_FILE = "summary.json"
-
-
-class Progress(Protocol):
-    """Who is told how far a comparison is."""
-
-    def read(self) -> None:
-        """The data are read and checked now."""
-
-    def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
-        """It begins.
-
-        Args:
-            total_runs: All runs.
-            total_steps: Steps still to be made, each run counted as long as a run of `plain`.
-            finished_runs: Runs that ended in an earlier process.
-        """
-
-    def advance(self, steps: int) -> None:
-        """So many more of those steps were made."""
-
-    def finished(self, run: Run) -> None:
-        """A run ended."""
-
-    def close(self) -> None:
-        """It is over, however it went; maybe told more than once."""
 
 
 def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str, progress: Progress) -> Summary:
@@ -78,7 +40,7 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
     folder = RunFolder(out)
     # Seed by seed, so that what is there after an interruption is balanced over the arms.
     units: list[Unit] = [(arm, seed) for seed in recipe.compare.seeds for arm in recipe.compare.arms]
-    with folder.opened(recipe, resume=resume), _workers(min(jobs, len(units)), progress) as pool:
+    with folder.opened(recipe, resume=resume), worker_pool(min(jobs, len(units)), progress) as pool:
         missing = [unit for unit in units if folder.read(unit) is None]
         try:
             progress.read()
@@ -89,12 +51,12 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
                 record = future.result()
                 folder.write(record)
                 progress.finished(record.run)
-            where = pool.submit(machine).result()  # there, because it needs torch, which is slow to load
+            environment = environment_of(pool, command)
         finally:
             progress.close()
         # From the files, not from memory: a resumed comparison then reads the very same numbers.
         records = [held for unit in units if (held := folder.read(unit)) is not None]
-        summary = summarize(recipe, found, records, jobs, _environment(where, command))
+        summary = summarize(recipe, found, records, jobs, environment)
         write_atomically(out / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
         return summary
 
@@ -111,71 +73,3 @@ def read_summary(folder: Path) -> Summary:
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"{path} cannot be read: {reason}. Make it again with `rdrop compare --resume`.") from error
-
-
-@contextmanager
-def _workers(jobs: int, progress: Progress) -> Iterator[ProcessPoolExecutor]:
-    """Processes that make runs, one at a time each, and tell their steps."""
-    context = _context()
-    steps: Queue[int] = context.Queue()
-    pool = ProcessPoolExecutor(max(1, jobs), context, initializer=worker.start, initargs=(steps,))
-    with _relayed(steps, progress):
-        try:
-            yield pool
-        except BrokenProcessPool as error:
-            raise UserError(
-                "a worker process died, killed by the system or by someone else; a lack of memory is the "
-                "usual reason. The runs that ended are kept: start again with --resume, and with fewer "
-                "--jobs if memory is short."
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _context() -> BaseContext:
-    """How workers are started: copied from a process that has loaded torch once, where the system can do that.
-
-    Never from this one: a copy of a process that has threads may hang.
-    """
-    if sys.platform == "win32":
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["rdrop.toolkit.train"])
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # or Ctrl-C shows a traceback from there
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return context
-
-
-@contextmanager
-def _relayed(steps: Queue[int], progress: Progress) -> Iterator[None]:
-    """Passes the workers' messages on from a thread of its own."""
-    over = Event()
-
-    def relay() -> None:
-        # Waiting with a limit, not for a last message: a worker that was killed may hold the queue's lock for
-        # good.
-        while not over.is_set():
-            try:
-                progress.advance(steps.get(timeout=0.1))
-            except Empty:
-                continue
-
-    thread = Thread(target=relay, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join()
-
-
-def _environment(where: str, command: str) -> Environment:
-    return Environment(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=where,
-        versions=versions(),
-        command=command,
-    )

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassi
 import rdrop.toolkit.backbones  # noqa: F401  (adds its names to those of timm)
 from rdrop.errors import UserError
 from rdrop.toolkit.image_transforms import InputFormat
-from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights
+from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading
 from rdrop.toolkit.recipe_fields import nearest
 
 Library = Literal["auto", "timm", "transformers"]
@@ -77,6 +77,10 @@ class ImageNetwork:
             return self.library == "timm"
         if Path(self.name).is_dir():
             return "architecture" in _configuration(Path(self.name))
+        if self.name.startswith((".", "/", "~")):
+            raise UserError(
+                f"model.name: there is no folder {self.name}; expected one, or a name of timm or of the hub"
+            )
         return self.name.startswith(("hf-hub:", "local-dir:")) or timm.is_model(self.name)
 
     @property
@@ -217,8 +221,9 @@ def save_network(model: nn.Module, folder: Path, names: Sequence[str], form: Inp
         save_for_hf(network, str(folder), model_config={"label_names": list(names)}, safe_serialization=True)
         return
     pretrained: Any = model
-    pretrained.save_pretrained(folder)
-    _processor(form).save_pretrained(folder)
+    with quiet_loading():
+        pretrained.save_pretrained(folder)
+        _processor(form).save_pretrained(folder)
 
 
 def restore_network(folder: Path, network: ImageNetwork) -> tuple[nn.Module, list[str], InputFormat]:

@@ -47,6 +47,7 @@ class Photo:
     digest: bytes
     """Equal for equal files."""
     encoded: Path | bytes
+    """The file, where there are no pixels."""
     pixels: Pixels | None
     """The image, no larger than needed; None: it is decoded anew each time."""
     shrink: Callable[[Image.Image], Image.Image]
@@ -100,7 +101,8 @@ class Decoder:
                 raise BadValue(str(error)) from None
             pixels = np.asarray(image) if self.keep else None
         self._seen[key] = pixels
-        return Photo(name, label, table, row, digest, encoded, pixels, self.shrink)
+        source = encoded if pixels is None else b""  # else files from a table would be in memory twice
+        return Photo(name, label, table, row, digest, source, pixels, self.shrink)
 
     def finish(self) -> None:
         """Keeps what was decoded for the next load, in place of what earlier ones decoded."""
@@ -239,12 +241,21 @@ def _from_table(
         try:
             label = known(label_value(row, label_column), label_column)
             encoded = _image_value(row, image_column, root)
-            name = _below(root, encoded) if isinstance(encoded, Path) else f"{_below(root, path)}, row {row.number}"
-            photo = decoder(encoded, name=name, label=label, table=path, row=row.number)
+            photo = _opened(decoder, encoded, row, root, label, image_column)
         except BadValue as error:
             bad_rows.report(row.path, row.number, str(error))
         else:
             yield photo
+
+
+def _opened(decoder: Decoder, encoded: Path | bytes, row: Row, root: Path, label: str, column: str) -> Photo:
+    """The image of a row, or a fault that names it."""
+    of_file = isinstance(encoded, Path)
+    name = _below(root, encoded) if isinstance(encoded, Path) else f"{_below(root, row.path)}, row {row.number}"
+    try:
+        return decoder(encoded, name=name, label=label, table=row.path, row=row.number)
+    except BadValue as error:
+        raise BadValue(f"{column}{f' {name}' if of_file else ''}: {error}") from None
 
 
 def _image_value(row: Row, column: str, root: Path) -> Path | bytes:
@@ -255,7 +266,8 @@ def _image_value(row: Row, column: str, root: Path) -> Path | bytes:
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str) or not value.strip():
-        raise BadValue(f"{column}: got {shown(value)}, expected the path of an image, or the bytes of its file")
+        told = "an object" if isinstance(value, dict) else shown(value)
+        raise BadValue(f"{column}: got {told}, expected the path of an image, or the bytes of its file")
     try:
         return inside(root, str(row.path.parent.absolute() / value))
     except BadValue as error:

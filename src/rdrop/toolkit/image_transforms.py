@@ -26,7 +26,7 @@ AugmentationKind = Literal["none", "light", "randaugment"]
 Flips = Literal["none", "horizontal", "both"]
 
 LONGEST_TO_SHORTEST = 100
-RANDAUGMENT = "rand-m9-mstd0.5-inc1"
+RANDAUGMENT = "rand-m9-mstd0.5-mmax9-inc1"  # without mmax9, timm may ask Pillow for 0 bits, which it refuses
 RATIO = (3 / 4, 4 / 3)  # sides of a random crop, as timm and torchvision have it
 
 

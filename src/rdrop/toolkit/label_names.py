@@ -46,7 +46,7 @@ class LabelNames:
         if self.numbered and value.isdecimal() and int(value) < len(self.names):
             return self.names[int(value)]
         close = nearest(value, self.names)
-        hint = f"; did you mean {close!r}?" if close else ""
+        hint = f" (did you mean {close!r}?)" if close else ""
         if self.numbered:
             raise BadValue(
                 f"{column}: got the label {value!r}, expected one of the {len(self.names)} names in {self.path}, or "
@@ -118,3 +118,20 @@ def require_examples(names: LabelNames, found: Collection[str], path: Path, *, c
             f"{path}: no row has the label {', '.join(map(repr, empty))} of {names.path}; add examples of each class, "
             "or take its name out of the file"
         )
+
+
+def without_examples(names: LabelNames, found: Collection[str]) -> list[str]:
+    """A sentence for the notes about labels that no training example has, if there are any.
+
+    Args:
+        names: The labels.
+        found: Those that rows have.
+
+    >>> without_examples(LabelNames(("anger", "joy"), Path("labels.txt")), ["joy"])
+    ['No training example has 1 of the 2 labels: anger.']
+    """
+    missing = [name for name in names.names if name not in found]
+    if not missing:
+        return []
+    told = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
+    return [f"No training example has {len(missing)} of the {len(names.names)} labels: {told}."]

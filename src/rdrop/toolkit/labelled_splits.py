@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, Generic, Self, TypeVar
+from warnings import warn
 
 import numpy as np
 from datasets import Dataset, IterableDataset
 from pydantic import Field, model_validator
 
-from rdrop.errors import UserError
+from rdrop.errors import RDropWarning, UserError
 from rdrop.toolkit.file_data import FileData, TableData, draw, hold_out, named_path, split_seed
 from rdrop.toolkit.label_names import LabelNames, given_names, learned_names
 from rdrop.toolkit.recipe import fault
@@ -81,6 +82,10 @@ class Table(ABC, Generic[E]):
     @abstractmethod
     def check(self, names: LabelNames, counts: Counter[str], path: Path) -> list[str]:
         """Refuses a training split whose labels teach nothing; returns what is to be noted about them."""
+
+    @abstractmethod
+    def unanswered(self, path: Path, bad_rows: BadRows) -> Iterator[E]:
+        """The rows of a file without labels, those of a .txt file among them; the arguments are those of `examples`."""
 
     def stratum(self, example: E) -> object:  # noqa: ARG002
         """The class by which examples are drawn; None: there are no classes."""
@@ -186,6 +191,29 @@ def split_paths(data: FileData) -> dict[str, Path]:
     return paths
 
 
+def unlabelled(paths: Sequence[Path], data: LabelledData, table: Table[E]) -> list[E]:
+    """The examples of files to be predicted on.
+
+    Args:
+        paths: The files.
+        data: The section that named the tables of training.
+        table: How to read them.
+
+    Raises:
+        UserError: A file cannot be used, or there is nothing in them.
+
+    Warns:
+        RDropWarning: Rows were left out, as `data.on_bad_row` says.
+    """
+    bad_rows = BadRows(data.on_bad_row)
+    examples = [example for path in paths for example in table.unanswered(path, bad_rows)]
+    for sentence in bad_rows.sentences():
+        warn(sentence, RDropWarning, stacklevel=2)
+    if not examples:
+        raise UserError(f"there is nothing to predict in {', '.join(map(str, paths))}; expected at least one text")
+    return examples
+
+
 def tokenized_splits(
     splits: LabelledSplits[E],
     columns: Callable[[list[E]], tuple[dict[str, Any], int]],
@@ -216,7 +244,9 @@ def tokenized_splits(
                 f"(data.max_length) and {consequence}."
             )
     if "train" not in rows:
-        rows["train"] = streamed(splits.train, lambda some: columns(some)[0], buffer=data.shuffle_buffer, seed=seed)
+        rows["train"] = streamed(
+            splits.train, lambda some: columns(some)[0], buffer=data.shuffle_buffer, seed=split_seed(data, seed)
+        )
         notes.append(
             f"The training split is streamed and its order random within {data.shuffle_buffer:,} examples; how many of "
             f"them have more than {data.max_length} tokens (data.max_length) and {consequence} is not counted."

@@ -32,9 +32,10 @@ def continuations(
         how: Length and temperature.
         context: Tokens that the model reads at most.
     """
-    size = min(PROMPT_TOKENS, context - how.tokens)
     blocks = [rows[index]["input_ids"].tolist() for index in evenly_spread(len(rows), PROMPTS)]
-    written = continued(model, tokenizer, [ids[:size] for ids in blocks], how, context)
+    cuts = [min(PROMPT_TOKENS, context - how.tokens, len(ids) // 2) for ids in blocks]
+    prompts = [ids[:cut] for ids, cut in zip(blocks, cuts, strict=True)]
+    written = continued(model, tokenizer, prompts, how, context)
     drawn = f"drawn at temperature {how.temperature:g}" if how.temperature else "each the most probable one"
     return Listing(
         title="Continuations",
@@ -42,8 +43,8 @@ def continuations(
         f"puts there, {drawn}.",
         columns=["Text", "Goes on", "Continuation"],
         rows=[
-            [str(tokenizer.decode(part)) for part in (ids[:size], ids[size : size + how.tokens], new)]
-            for ids, new in zip(blocks, written, strict=True)
+            [str(tokenizer.decode(part)) for part in (prompt, ids[cut : cut + how.tokens], new)]
+            for ids, cut, prompt, new in zip(blocks, cuts, prompts, written, strict=True)
         ],
     )
 

@@ -26,7 +26,8 @@ def from_pretrained(auto: Any, name: str, **options: Any) -> Any:
     Raises:
         UserError: There is nothing of that name, or it is not what the class loads.
     """
-    if ("/" in name or "\\" in name or name.startswith(".")) and not Path(name).is_dir() and name.count("/") != 1:
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if is_path and not Path(name).is_dir():
         raise UserError(f"model.name: there is no folder {name}")
     try:
         with quiet_loading():
@@ -40,7 +41,7 @@ def from_pretrained(auto: Any, name: str, **options: Any) -> Any:
 
 
 def load_weights(auto: Any, name: str, **options: Any) -> nn.Module:
-    """A pretrained model; its weights come from safetensors files alone, and are float32 whatever they were stored as."""
+    """A pretrained model; its weights come from safetensors files alone, and are float32 however they were stored."""
     model: nn.Module = from_pretrained(auto, name, use_safetensors=True, **{"dtype": torch.float32, **options})
     return model
 

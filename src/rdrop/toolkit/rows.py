@@ -53,7 +53,7 @@ def text_value(row: Row, column: str) -> str:
     """
     value = row.values.get(column)
     if not isinstance(value, str):
-        raise BadValue(f"{column}: got {_shown(value)}, expected text")
+        raise BadValue(f"{column}: got {shown_value(value)}, expected text")
     if not value.strip():
         raise BadValue(f"{column}: got an empty text, expected at least one word")
     return value
@@ -84,7 +84,7 @@ def number_value(row: Row, column: str) -> float:
         except (ValueError, OverflowError):
             number = math.nan
     if not math.isfinite(number):
-        raise BadValue(f"{column}: got {_shown(value)}, expected a finite number such as 3.75")
+        raise BadValue(f"{column}: got {shown_value(value)}, expected a finite number such as 3.75")
     return number
 
 
@@ -106,14 +106,18 @@ def label_value(row: Row, column: str) -> str:
     """
     value = row.values.get(column)
     if isinstance(value, int):
-        return _shown(value)
+        return shown_value(value)
     if not isinstance(value, str) or not value.strip():
-        raise BadValue(f"{column}: got {_shown(value)}, expected a label: a word or a whole number")
+        raise BadValue(f"{column}: got {shown_value(value)}, expected a label: a word or a whole number")
     return value.strip()
 
 
-def _shown(value: object) -> str:
-    """A value in a message; what a recipe calls a section is an object in JSON."""
+def shown_value(value: object) -> str:
+    """A value in a message, cut to one short line; what a recipe calls a section is an object in JSON.
+
+    >>> shown_value({"label": 1}), shown_value("yes")
+    ('an object', "the text 'yes'")
+    """
     return "an object" if isinstance(value, dict) else shown(value)
 
 

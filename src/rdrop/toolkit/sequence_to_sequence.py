@@ -6,163 +6,39 @@ Shapes: B rows of a batch, S source tokens, T target tokens, C tokens of the voc
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoModelForSeq2SeqLM,
-    AutoTokenizer,
-    BartConfig,
-    BartForConditionalGeneration,
-    MarianConfig,
-    MarianMTModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import IGNORE_INDEX, RDropTrainer
-from rdrop.toolkit.file_data import TableData, draw, hold_out, named_path, split_seed
-from rdrop.toolkit.generated_text import Generation, log_probabilities, outputs, search, token_nll
+from rdrop.toolkit.file_data import draw, hold_out, split_seed
+from rdrop.toolkit.generated_text import log_probabilities, outputs, search, token_nll
+from rdrop.toolkit.labelled_splits import split_paths, streamed
 from rdrop.toolkit.length_batches import BatchedRows, LengthBatches, LengthBatchTrainer
 from rdrop.toolkit.metrics.language import language_metrics
-from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights
-from rdrop.toolkit.recipe import Model, Rate, Recipe, Training, fault
+from rdrop.toolkit.pretrained import from_pretrained
 from rdrop.toolkit.rows import BadRows, Row, text_value
+from rdrop.toolkit.sequence_models import build_sequence_model, restore_sequence_model, save_sequence_model
+from rdrop.toolkit.sequence_recipe import SequenceRecipe
 from rdrop.toolkit.summary import Exhibit, Listing
 from rdrop.toolkit.tables import read_table
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
+from rdrop.toolkit.text_exhibits import SHOWN, cut
 from rdrop.toolkit.text_lines import text_lines
-from rdrop.toolkit.text_pairs import TextPair, TokenLimit, read_pairs, token_rows
+from rdrop.toolkit.text_pairs import TextPair, TokenLimit, read_pairs, token_columns, token_rows
 from rdrop.toolkit.vocabulary import train_vocabulary
 
-DROPOUT = 0.3  # of a network from scratch, as in the paper's translations of small data
-SHOWN = 12  # examples in a listing
-SHOWN_CHARACTERS = 400  # of a text in a listing
-
-
-class SequenceData(TableData):
-    """What to train and test on."""
-
-    max_source_length: Annotated[int, Field(ge=2)] = Field(
-        default=128, description="Most tokens of a source; longer ones are cut, and counted."
-    )
-    max_target_length: Annotated[int, Field(ge=2)] = Field(
-        default=128, description="Most tokens of a target in training and in the NLL; longer ones are cut, and counted."
-    )
-
-
-class SequenceModel(Model):
-    """The network."""
-
-    name: str | None = Field(
-        default=None,
-        description="Pretrained encoder-decoder model: a local folder, or a name on the Hugging Face hub; null: a "
-        "network from scratch, which the fields below describe, and a vocabulary learned from the training split.",
-    )
-    prefix: str = Field(default="", description='Put before every source, such as "summarize: " for T5.')
-    architecture: Literal["marian", "bart"] = Field(
-        default="marian",
-        description="`marian`: the Transformer of 2017, with sinusoidal positions; `bart`: learned positions, "
-        "normalised embeddings and GELU.",
-    )
-    vocab_size: Annotated[int, Field(ge=259)] = Field(
-        default=8000, description="Tokens of the vocabulary that source and target share (byte-pair encoding)."
-    )
-    d_model: Annotated[int, Field(ge=2)] = Field(default=256, description="Width of the network.")
-    encoder_layers: Annotated[int, Field(ge=1)] = Field(default=3, description="Layers of the encoder.")
-    decoder_layers: Annotated[int, Field(ge=1)] = Field(default=3, description="Layers of the decoder.")
-    heads: Annotated[int, Field(ge=1)] = Field(default=4, description="Attention heads of each layer.")
-    ffn_dim: Annotated[int, Field(ge=1)] = Field(default=1024, description="Width inside the feed-forward layers.")
-    dropout: Rate | None = Field(
-        default=None,
-        description="Probability of dropping a unit: of embeddings and of what each sublayer adds in a network from "
-        "scratch, in every dropout layer of a pretrained one. null: 0.3 from scratch, a pretrained network's own rates.",
-    )
-    attention_dropout: Rate = Field(
-        default=0.0, description="Probability of dropping an attention weight in a network from scratch."
-    )
-    activation_dropout: Rate = Field(
-        default=0.0, description="Probability of dropping a unit inside a feed-forward layer from scratch."
-    )
-
-
-class SequenceTraining(Training):
-    """How a run is trained; the same for every arm."""
-
-    batching: Literal["random", "length", "tokens"] = Field(
-        default="tokens",
-        description="`random`: batches of `batch_size` examples; `length`: examples of about one length together; "
-        "`tokens`: the same, with as many examples as `batch_tokens` and `batch_size` allow.",
-    )
-    batch_size: Annotated[int, Field(ge=1)] = Field(
-        default=32, description="Examples in a step; where `batching` is `tokens`, at most."
-    )
-    batch_tokens: Annotated[int, Field(ge=1)] = Field(
-        default=4096,
-        description="Most tokens in a batch, padding included, of its sources and of its targets, where `batching` is "
-        "`tokens`.",
-    )
-    consistency_rows: Annotated[int, Field(ge=1)] | None = Field(
-        default=200,
-        description="Rows of the judged split, the first ones, on which the consistency gap is measured; null: all.",
-    )
-
-
-class SequenceRecipe(Recipe):
-    """A complete comparison of models that write a text for a text."""
-
-    data: SequenceData = Field(default=SequenceData(), description="What to train and test on.")
-    model: SequenceModel = Field(default=SequenceModel(), description="The network.")
-    training: SequenceTraining = Field(
-        default=SequenceTraining(), description="How a run is trained; the same for every arm."
-    )
-    generation: Generation = Field(default=Generation(), description="How outputs are searched for.")
-
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        model, data, training = self.model, self.data, self.training
-        if model.d_model % model.heads:
-            raise fault(f"got {model.heads}, expected a divisor of model.d_model, {model.d_model}", "model.heads")
-        if model.architecture == "marian" and model.d_model % 2:
-            raise fault(f"got {model.d_model}, expected an even number for sinusoidal positions", "model.d_model")
-        longest = max(data.max_source_length, data.max_target_length)
-        if training.batching == "tokens" and training.batch_tokens < longest:
-            raise fault(
-                f"got {training.batch_tokens}, expected at least {longest}, the longest text of "
-                "data.max_source_length and data.max_target_length",
-                "training.batch_tokens",
-                "data.max_source_length",
-                "data.max_target_length",
-            )
-        if self.generation.min_length > self.longest_output():
-            raise fault(
-                f"got {self.generation.min_length}, expected at most {self.longest_output()}, the most tokens of an "
-                "output",
-                "generation.min_length",
-                "generation.max_length",
-                "data.max_target_length",
-            )
-        return self
-
-    def longest_output(self) -> int:
-        """Most tokens of an output."""
-        return self.generation.max_length or self.data.max_target_length
-
-    def without_dropout_twice_is_plain(self) -> bool:
-        """From scratch there are other rates than `model.dropout`."""
-        model = self.model
-        return model.name is not None or model.attention_dropout == model.activation_dropout == 0
-
+_PURPOSES = {"validation": "validation", "test": "testing"}
 
 R = TypeVar("R", bound=SequenceRecipe)
 
@@ -180,9 +56,14 @@ class SequenceTask(Task[R]):
 
     def __init__(self, recipe: R) -> None:
         super().__init__(recipe)
-        self.tokenizer: PreTrainedTokenizerBase
-        self.start: int
-        """The token that every output starts from."""
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+        self._start: int | None = None  # the token that every output starts from
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the data, or of the restored model."""
+        assert self._tokenizer is not None
+        return self._tokenizer
 
     @property
     @abstractmethod
@@ -201,7 +82,7 @@ class SequenceTask(Task[R]):
         return None
 
     def load(self, seed: int) -> Splits:
-        """Token ids of sources and targets; the other splits have their texts beside them.
+        """Token ids of sources and targets; validation and test have their texts beside them.
 
         Args:
             seed: Seed of what is drawn, unless the recipe has its own, and of the batches.
@@ -209,58 +90,71 @@ class SequenceTask(Task[R]):
         Raises:
             UserError: The data are not what the recipe says; the message names file and row.
         """
-        data, draws = self.recipe.data, split_seed(self.recipe.data, seed)
-        bad_rows = BadRows(data.on_bad_row)
-        training, validation, test = (self._pairs(key, bad_rows) for key in ("train", "validation", "test"))
-        assert training is not None
-        kept = np.arange(len(training))
-        if validation is None and data.validation_fraction > 0:
-            kept, held_out = hold_out(None, len(training), data.validation_fraction, draws, name=data.train)
-            validation = [training[index] for index in held_out]
-        elif validation is None and test is None:
+        data, bad_rows = self.recipe.data, BadRows(self.recipe.data.on_bad_row)
+        paths = split_paths(data)
+        path = paths.pop("train")
+        pairs: dict[str, list[TextPair]] = {}
+        training: Iterable[TextPair] = self._pairs(path, bad_rows, judged=False)
+        if not data.streaming:
+            training, held_out = self._drawn(list(training), split_seed(data, seed))
+            pairs = {"validation": held_out} if held_out else {}
+        self._tokenizer = self._tokenizer_of(training)
+        pairs |= {split: list(self._pairs(other, bad_rows, judged=True)) for split, other in paths.items()}
+        if not pairs:
             raise UserError(
-                "data.validation and data.test are null and data.validation_fraction is 0, so nothing is left to judge "
-                "the runs on; set one of them"
+                "data.validation and data.test are null and data.validation_fraction is 0, so there is nothing to "
+                "judge the runs on; set one of them"
             )
-        kept = draw(None, kept, data.train_size, draws, name=data.train)
-        training = [training[index] for index in kept]
-        self.tokenizer = self._tokenizer(training)
         notes = bad_rows.sentences()
-        rows = {
-            name: None if pairs is None else self._rows(pairs, name, notes)
-            for name, pairs in (("training", training), ("validation", validation), ("test", test))
-        }
+        if isinstance(training, list):
+            read, rows = f"{len(training):,} pairs", self._batched(training, seed, notes)
+        else:
+            read, rows = "Streamed pairs", self._streamed(path, seed, notes)
+        judged = {split: self._judged(some, split, notes) for split, some in pairs.items()}
+        where = {split: getattr(data, split) or f"held out of {data.train}" for split in judged}
+        counts = "".join(f", {len(some):,} for {_PURPOSES[split]} ({where[split]})" for split, some in judged.items())
+        vocabulary = "" if self.recipe.model.name else f"; {len(self.tokenizer):,} tokens learned from the first"
         return Splits(
-            train=self._batched(rows["training"], seed),
-            validation=rows["validation"],
-            test=rows["test"],
-            description=self._description(rows),
+            train=rows,
+            validation=judged.get("validation"),
+            test=judged.get("test"),
+            description=f"{read} of {data.train} for training{counts}{vocabulary}.",
             notes=tuple(notes),
         )
 
-    def _pairs(self, key: str, bad_rows: BadRows) -> list[TextPair] | None:
-        """The pairs of the table that a key of the recipe names."""
-        data, path = self.recipe.data, named_path(self.recipe.data, key)
-        if path is None:
-            return None
-        extra = self.further_references if key != "train" else None
+    def _pairs(self, path: Path, bad_rows: BadRows, *, judged: bool) -> Iterator[TextPair]:
+        """The pairs of a table; a table of outputs to be judged may have further references."""
+        data, references = self.recipe.data, self.further_references if judged else None
+        columns = [*self.columns, *([references] if references else [])]
         rows = read_table(
             path,
-            [*self.columns, *([extra] if extra else [])],
+            columns,
             delimiter=data.delimiter,
             quoting=data.quoting,
             encoding=data.encoding,
             bad_rows=bad_rows,
         )
-        return read_pairs(rows, *self.columns, references=extra, bad_rows=bad_rows)
+        return read_pairs(rows, *self.columns, references=references, bad_rows=bad_rows)
 
-    def _tokenizer(self, training: Sequence[TextPair]) -> PreTrainedTokenizerBase:
+    def _drawn(self, everything: list[TextPair], seed: int) -> tuple[list[TextPair], list[TextPair]]:
+        """The pairs to train on, and those that are held out."""
+        data = self.recipe.data
+        kept, held_out = np.arange(len(everything)), np.arange(0)
+        if data.validation is None and data.validation_fraction > 0:
+            kept, held_out = hold_out(None, len(everything), data.validation_fraction, seed, name=data.train)
+        kept = draw(None, kept, data.train_size, seed, name=data.train)
+        return [everything[i] for i in kept], [everything[i] for i in held_out]
+
+    def _tokenizer_of(self, training: Iterable[TextPair]) -> PreTrainedTokenizerBase:
+        """That of the pretrained model, or a vocabulary that sources and targets share."""
         model = self.recipe.model
-        if model.name is not None:
-            loaded: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, model.name)
-            return loaded
-        texts = chain.from_iterable((model.prefix + pair.source, pair.target) for pair in training)
-        return train_vocabulary(texts, "bpe", model.vocab_size, append_end=True)
+        if model.name is None:
+            texts = chain.from_iterable((model.prefix + pair.source, pair.target) for pair in training)
+            return train_vocabulary(texts, "bpe", model.vocab_size, append_end=True)
+        for _ in training:  # so that a streamed table is read and checked before anything is trained
+            pass
+        loaded: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, model.name)
+        return loaded
 
     def _limits(self) -> tuple[TokenLimit, TokenLimit]:
         """What makes tokens of sources and of targets."""
@@ -271,36 +165,45 @@ class SequenceTask(Task[R]):
         )
 
     def _rows(self, pairs: Sequence[TextPair], split: str, notes: list[str]) -> Dataset:
-        """A split as tokens; notes get a sentence on what was cut. Texts are kept where they will be shown or scored."""
+        """A split as tokens; notes get a sentence about what was cut."""
         source, target = self._limits()
         rows = token_rows(pairs, source, target)
-        for limit, key in ((source, "max_source_length"), (target, "max_target_length")):
+        for limit, what in ((source, "source"), (target, "target")):
             if limit.cut:
                 notes.append(
-                    f"{limit.cut:,} of {limit.read:,} {'targets' if limit.is_target else 'sources'} of the {split} split "
-                    f"were cut to {limit.most} tokens (data.{key})."
+                    f"{limit.cut:,} of {limit.read:,} {what}s of the {split} split have more than {limit.most:,} "
+                    f"tokens (data.max_{what}_length) and were cut."
                 )
-        if split == "training":
-            return rows
-        rows = rows.add_column("source", [pair.source for pair in pairs])
+        return rows
+
+    def _judged(self, pairs: Sequence[TextPair], split: str, notes: list[str]) -> Dataset:
+        """A split on which outputs are shown and scored."""
+        rows = self._rows(pairs, split, notes).add_column("source", [pair.source for pair in pairs])
         return rows.add_column("references", [pair.references for pair in pairs])
 
-    def _batched(self, rows: Dataset, seed: int) -> Rows:
-        training = self.recipe.training
+    def _batched(self, pairs: Sequence[TextPair], seed: int, notes: list[str]) -> Rows:
+        """The training split, with its batches if they are not random."""
+        training, rows = self.recipe.training, self._rows(pairs, "training", notes)
         if training.batching == "random":
             return rows
         lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["labels"], strict=True)]
         tokens = training.batch_tokens if training.batching == "tokens" else None
         return BatchedRows(rows, LengthBatches(lengths, rows=training.batch_size, tokens=tokens, seed=seed))
 
-    def _description(self, rows: Mapping[str, Dataset | None]) -> str:
-        data = self.recipe.data
-        counts = [f"{len(split):,} {name} pairs" for name, split in rows.items() if split is not None]
-        held_out = (
-            "" if data.validation is not None or rows["validation"] is None else ", the validation pairs held out of it"
+    def _streamed(self, path: Path, seed: int, notes: list[str]) -> Rows:
+        """The training split, read anew in every epoch."""
+        data, (source, target) = self.recipe.data, self._limits()
+        notes.append(
+            f"The training split is streamed and its order random within {data.shuffle_buffer:,} pairs; how many of "
+            "its texts have more tokens than data.max_source_length and data.max_target_length, and are cut, is not "
+            "counted."
         )
-        tokens = "" if self.recipe.model.name else f"; a vocabulary of {len(self.tokenizer):,} tokens learned from them"
-        return f"{data.train}{held_out}: {', '.join(counts)}{tokens}."
+        return streamed(
+            lambda: self._pairs(path, BadRows(data.on_bad_row), judged=False),
+            lambda some: token_columns(some, source, target),
+            buffer=data.shuffle_buffer,
+            seed=split_seed(data, seed),
+        )
 
     def batches_per_epoch(self, train: Rows) -> int | None:
         """Those of the sampler, where there is one."""
@@ -308,67 +211,19 @@ class SequenceTask(Task[R]):
 
     def build_model(self) -> nn.Module:
         """The network from scratch, or the pretrained one."""
-        model = self._pretrained(self.recipe.model.name) if self.recipe.model.name else self._from_scratch()
-        return self._ready(model)
+        return self._starting(build_sequence_model(self.recipe, self.tokenizer))
 
-    def _from_scratch(self) -> nn.Module:
-        model, tokenizer = self.recipe.model, self.tokenizer
-        longest = max(
-            self.recipe.data.max_source_length, self.recipe.data.max_target_length, self.recipe.longest_output()
-        )
-        shared: dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "d_model": model.d_model,
-            "encoder_layers": model.encoder_layers,
-            "decoder_layers": model.decoder_layers,
-            "encoder_attention_heads": model.heads,
-            "decoder_attention_heads": model.heads,
-            "encoder_ffn_dim": model.ffn_dim,
-            "decoder_ffn_dim": model.ffn_dim,
-            "dropout": DROPOUT if model.dropout is None else model.dropout,
-            "attention_dropout": model.attention_dropout,
-            "activation_dropout": model.activation_dropout,
-            "max_position_embeddings": longest + 1,
-            "scale_embedding": True,
-            "pad_token_id": tokenizer.pad_token_id,
-            "bos_token_id": tokenizer.bos_token_id,
-            "eos_token_id": tokenizer.eos_token_id,
-            "decoder_start_token_id": tokenizer.bos_token_id,
-            "forced_eos_token_id": None,
-        }
-        if model.architecture == "bart":
-            return BartForConditionalGeneration(BartConfig(**shared))
-        return MarianMTModel(MarianConfig(activation_function="relu", **shared))
-
-    def _pretrained(self, name: str) -> nn.Module:
-        """A model of transformers with the rates of the recipe, if it can read and write texts of these lengths."""
-        model = load_weights(AutoModelForSeq2SeqLM, name)
+    def _starting(self, model: nn.Module) -> nn.Module:
+        """The model, whose first token `collate` then knows."""
         config: Any = model.config
-        if config.decoder_start_token_id is None:
-            raise UserError(
-                f"model.name: {name} does not say which token its outputs start from (decoder_start_token_id); set it in "
-                "its config.json, or choose another model"
-            )
-        data = self.recipe.data
-        lengths = {"data.max_source_length": data.max_source_length, "data.max_target_length": data.max_target_length}
-        limit = getattr(config, "max_position_embeddings", None)
-        for key, length in (lengths | {"generation.max_length": self.recipe.longest_output()}).items():
-            if limit is not None and length > limit:
-                raise UserError(f"{key} is {length:,}, but {name} reads and writes at most {limit:,} tokens; lower it")
-        return apply_dropout(model, self.recipe.model.dropout)
-
-    def _ready(self, model: nn.Module) -> nn.Module:
-        """The model, which is asked for keys and values of the past only where an output is searched for."""
-        config: Any = model.config
-        config.use_cache = False
-        self.start = config.decoder_start_token_id
+        self._start = config.decoder_start_token_id
         return model
 
     def collate(self, rows: Any) -> dict[str, Tensor]:
         """Sources `(B, S)`, and where there are targets, labels `(B, T)` and what the decoder reads `(B, T)`."""
         sources = [torch.tensor(row["input_ids"]) for row in rows]
         batch = {
-            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self._pad()),
+            "input_ids": pad_sequence(sources, batch_first=True, padding_value=self.tokenizer.pad_token_id),
             "attention_mask": pad_sequence([torch.ones_like(ids) for ids in sources], batch_first=True),
         }
         if "labels" not in rows[0]:
@@ -382,17 +237,13 @@ class SequenceTask(Task[R]):
         Models make that input from labels, which they are not given by a Trainer that smooths labels.
         """
         shifted = labels.roll(1, dims=1)
-        shifted[:, 0] = self.start
+        assert self._start is not None
+        shifted[:, 0] = self._start
         return {
             **batch,
-            "decoder_input_ids": shifted.masked_fill(shifted == IGNORE_INDEX, self._pad()),
+            "decoder_input_ids": shifted.masked_fill(shifted == IGNORE_INDEX, self.tokenizer.pad_token_id),
             "labels": labels,
         }
-
-    def _pad(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        assert isinstance(pad, int)
-        return pad
 
     def scores(self, logits: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
         """NLL of the right token and the most probable one, both `(B, T)`: C values for each position would be many."""
@@ -406,14 +257,14 @@ class SequenceTask(Task[R]):
 
     def evaluate(self, trainer: RDropTrainer, rows: Rows, *, seed: int, exhibits: bool) -> Evaluation:
         """Metrics of the outputs and of the likelihood, the consistency gap, and examples."""
-        prediction = trainer.predict(rows)
+        prediction: Any = trainer.predict(rows)
         nll, _ = prediction.predictions
         counts = np.asarray(prediction.label_ids) != IGNORE_INDEX
         summed = np.where(counts, nll, 0.0).sum(1, dtype=np.float64)
         model: Any = trainer.model
         written = self.write(model, rows)
         metrics = self.text_metrics(written, rows["references"], float(summed.sum()), int(counts.sum()))
-        limit = self.recipe.training.consistency_rows or len(rows)
+        limit = self.recipe.data.consistency_rows or len(rows)
         gap = self.consistency(trainer, rows.select(range(min(limit, len(rows)))), seed)
         return Evaluation(
             metrics | gap, exhibits=self._listings(rows, written, summed / counts.sum(1)) if exhibits else []
@@ -433,7 +284,7 @@ class SequenceTask(Task[R]):
     def _texts(self, ids: Tensor) -> list[str]:
         """What ids `(B, T)` spell."""
         texts: list[str] = self.tokenizer.batch_decode(
-            ids.masked_fill(ids == IGNORE_INDEX, self._pad()), skip_special_tokens=True
+            ids.masked_fill(ids == IGNORE_INDEX, self.tokenizer.pad_token_id), skip_special_tokens=True
         )
         return [text.strip() for text in texts]
 
@@ -443,7 +294,7 @@ class SequenceTask(Task[R]):
 
         def listing(title: str, reading: str, indices: Sequence[int]) -> Listing:
             shown = [
-                [*map(_shortened, (row["source"], row["references"][0], written[index])), f"{nll[index]:.2f}"]
+                [*map(cut, (row["source"], row["references"][0], written[index])), f"{nll[index]:.2f}"]
                 for index, row in zip(indices, rows.select(indices), strict=True)
             ]
             return Listing(title=title, reading=reading, columns=columns, rows=shown)
@@ -459,16 +310,19 @@ class SequenceTask(Task[R]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes a folder of transformers: configuration, weights and tokenizer."""
-        host: Any = model
-        host.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_sequence_model(model, self.tokenizer, folder)
 
     def restore(self, folder: Path) -> nn.Module:
         """The model and the tokenizer of the folder."""
-        self.tokenizer = from_pretrained(AutoTokenizer, str(folder))
-        model = load_weights(AutoModelForSeq2SeqLM, str(folder))
-        # A configuration does not know the rates that were set later.
-        return self._ready(model if self.recipe.model.name is None else apply_dropout(model, self.recipe.model.dropout))
+        model, tokenizer = restore_sequence_model(folder, self.recipe.model)
+        if self._tokenizer is not None and self._tokenizer.get_vocab() != tokenizer.get_vocab():
+            # What `load` gave is written in another vocabulary.
+            raise UserError(
+                f"the vocabulary that {self.recipe.data.train} gives (data.train) is not that of the model in "
+                f"{folder}; expected the training data that the model was trained with"
+            )
+        self._tokenizer = tokenizer
+        return self._starting(model)
 
     def read(self, paths: Sequence[Path]) -> Dataset:
         """Sources: the lines of `.txt` files, or a column of tables.
@@ -532,8 +386,3 @@ class SequenceTask(Task[R]):
                 if samples:
                     answer["log_probability_spread"] = float(sums[:, index].std(correction=0))
                 yield answer
-
-
-def _shortened(text: str) -> str:
-    """A text as it is shown."""
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS].rstrip()} ..."

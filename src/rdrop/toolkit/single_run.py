@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import yaml
 from pydantic import Field, ValidationError
@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.integration_utils import TensorBoardCallback
 
 from rdrop.errors import RDropWarning, UserError
 from rdrop.integrations.transformers import RDropTrainer
@@ -33,11 +34,22 @@ from rdrop.toolkit.runs import RECIPE_FILE, claimed, write_atomically
 from rdrop.toolkit.summary import Environment, Metric, Record, Run
 from rdrop.toolkit.task import Splits, Task
 from rdrop.toolkit.tasks import recipe_class, task_of
-from rdrop.toolkit.train import build_model, curves, example_batch, judge, make_trainer, planned_steps, step_compute
+from rdrop.toolkit.train import (
+    UNSHOWN,
+    build_model,
+    curves,
+    equal_compute_steps,
+    example_batch,
+    judge,
+    make_trainer,
+    planned_steps,
+    step_compute,
+)
 
 RECORD_FILE = "run.json"
 MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD_FOLDER = "tensorboard"
 ARM_FILE = f"{CHECKPOINTS}/arm"
 EXAMPLE_FILE = "example.safetensors"
 KEPT_CHECKPOINTS = 2
@@ -72,8 +84,11 @@ class Progress(Protocol):
     def start(self, total_steps: int, made_steps: int) -> None:
         """Training begins, or goes on after so many steps."""
 
-    def advance(self, step: int, logs: dict[str, float]) -> None:
-        """So many steps were made in all; `logs` has what was logged last, if anything."""
+    def advance(self, step: int) -> None:
+        """So many steps were made in all."""
+
+    def logged(self, step: int, logs: dict[str, float]) -> None:
+        """After so many steps, training or an evaluation logged these quantities."""
 
     def judge(self) -> None:
         """The trained model is judged and saved now."""
@@ -87,9 +102,9 @@ def train(
 ) -> TrainingRecord | None:
     """Trains one model, judges it and keeps it.
 
-    The folder then holds `recipe.yaml`, `checkpoints/`, `model/` and `run.json`. Checkpoints are complete or not used, so
-    that a run that was killed at any moment goes on from the last one, to the same weights as an undisturbed run: bit for
-    bit on a CPU.
+    The folder then holds `recipe.yaml`, `checkpoints/`, `model/` and `run.json`, and `tensorboard/` if the recipe
+    reports there. Checkpoints are complete or not used, so that a run that was killed at any moment goes on from the
+    last one, to the same weights as an undisturbed run: bit for bit on a CPU.
 
     Args:
         recipe: What to train.
@@ -152,6 +167,11 @@ def read_record(folder: Path) -> TrainingRecord:
         raise UserError(f"{path} cannot be read: {reason}. Train again into another folder.") from error
 
 
+def arm_of(record: TrainingRecord) -> ArmName:
+    """The arm of a finished run, whose own settings its model has."""
+    return cast(ArmName, record.run.arm)
+
+
 def read_recipe(folder: Path) -> Recipe:
     """The recipe of a run's folder.
 
@@ -172,20 +192,30 @@ def read_recipe(folder: Path) -> Recipe:
 
 
 def restore(folder: Path) -> tuple[Task[Any], nn.Module]:
-    """The task of a finished run and its trained model, in evaluation mode."""
-    task = task_of(read_recipe(folder))
+    """The task of a finished run and its trained model, in evaluation mode.
+
+    Raises:
+        UserError: The folder holds none.
+    """
+    recipe = read_recipe(folder)
+    task = task_of(recipe_of(arm_of(read_record(folder)), recipe))
     if not (folder / MODEL_FOLDER).is_dir():
         raise UserError(
-            f"{folder} holds no trained model (there is no {MODEL_FOLDER}/); finish it with `rdrop train --resume`"
+            f"{folder} holds no trained model any more (there is no {MODEL_FOLDER}/); train again into another folder"
         )
     return task, task.restore(folder / MODEL_FOLDER).eval()
 
 
+def held_arm(folder: Path) -> str | None:
+    """The arm of the run in a folder; None if there is none, or its training has not begun."""
+    path = folder / ARM_FILE
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
 def _check_arm(out: Path, arm: ArmName) -> None:
     """Refuses the folder of another arm."""
-    path = out / ARM_FILE
-    held = path.read_text(encoding="utf-8") if path.exists() else arm
-    if held != arm:
+    held = held_arm(out)
+    if held not in (None, arm):
         raise UserError(f"the folder {out} holds a run of the arm {held}; got {arm}. Name another folder with --out.")
 
 
@@ -202,7 +232,7 @@ def _train(
     batch = example_batch(task, splits)
     compute, _ = step_compute(model, batch, goal, task.recipe)
     if goal.equal_compute:
-        steps = round(steps * step_compute(model, batch, objective("rdrop", recipe), recipe)[0])
+        steps = equal_compute_steps(model, batch, recipe, nominal)
     training = task.recipe.training
     trainer = make_trainer(
         task,
@@ -216,7 +246,9 @@ def _train(
         save_strategy="steps",
         save_steps=training.save_every_steps or math.ceil(steps / 10),
         save_total_limit=KEPT_CHECKPOINTS,
+        run_name=out.name,
     )
+    _keep_events(trainer, out)
     checkpoint = _last_checkpoint(out / CHECKPOINTS)
     began = time.perf_counter()
     progress.start(steps, 0 if checkpoint is None else _step_of(checkpoint))
@@ -224,15 +256,15 @@ def _train(
         with _stop_requests() as asked:
             trainer.add_callback(_Keeper(progress, asked))
             trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        if trainer.state.global_step < steps:
+            return None
+        progress.judge()
+        found = judge(trainer, task, splits, seed=seed, exhibits=True)
     except FloatingPointError as error:
         raise UserError(
-            f"{error}. Lower training.learning_rate, or clip gradients with training.max_grad_norm; nothing of this run "
-            "can be used, so start it in another folder."
+            f"{error}. Lower training.learning_rate, or clip gradients with training.max_grad_norm; nothing of this "
+            "run can be used, so start it in another folder."
         ) from error
-    if trainer.state.global_step < steps:
-        return None
-    progress.judge()
-    found = judge(trainer, task, splits, seed=seed, exhibits=True)
     _keep_model(task, trainer, splits, out)
     run = Run(
         arm=arm,
@@ -264,6 +296,14 @@ def _train(
             command=command,
         ),
     )
+
+
+def _keep_events(trainer: RDropTrainer, out: Path) -> None:
+    """Lets TensorBoard's files lie in the run's folder, all in one place however often the run is resumed."""
+    for callback in trainer.callback_handler.callbacks:
+        # Unless the user has named another place in the environment.
+        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
+            callback.logging_dir = str(out / TENSORBOARD_FOLDER)
 
 
 def _keep_model(task: Task[Any], trainer: RDropTrainer, splits: Splits, out: Path) -> None:
@@ -330,7 +370,6 @@ class _Keeper(TrainerCallback):
 
     def __init__(self, progress: Progress, asked: Callable[[], bool]) -> None:
         self.progress, self.asked = progress, asked
-        self.logs: dict[str, float] = {}
 
     def on_step_end(
         self,
@@ -339,7 +378,7 @@ class _Keeper(TrainerCallback):
         control: TrainerControl,
         **_: Any,
     ) -> None:
-        self.progress.advance(state.global_step, self.logs)
+        self.progress.advance(state.global_step)
         if self.asked():
             control.should_save = control.should_training_stop = True
 
@@ -350,7 +389,8 @@ class _Keeper(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **kwargs: Any,
     ) -> None:
-        loss = kwargs["logs"].get("loss", 0.0)
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the training loss is {loss} at step {state.global_step}")
-        self.logs |= {name: value for name, value in kwargs["logs"].items() if isinstance(value, float)}
+        logs = kwargs["logs"]
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise FloatingPointError(f"the training loss is {logs['loss']} at step {state.global_step}")
+        shown = {name: logs[name] for name in logs if isinstance(logs[name], float) and name not in UNSHOWN}
+        self.progress.logged(state.global_step, shown)

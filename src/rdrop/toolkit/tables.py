@@ -7,6 +7,7 @@ fault of a row (too many fields, no JSON, a value that cannot be) is left to the
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rdrop.toolkit.text_lines import text_lines
 
 JSON_LINES = (".jsonl", ".ndjson")
 KNOWN = f"{', '.join([*DELIMITERS, *JSON_LINES])} (each also with .gz after it) or .parquet"
+COMPARED = 1000  # names among which a mistaken one is looked for; a damaged header may have millions
 PARQUET_BATCH = 128  # rows in memory; each may hold an image
 PARQUET_BUFFER = 2**20  # bytes read ahead in each column
 
@@ -132,7 +134,7 @@ class _Wanted:
 
 def _absent(column: str, present: Sequence[str], hint: str) -> str:
     """The message about a column that a table, or an object, lacks."""
-    close = nearest(column, present)
+    close = nearest(column, present[:COMPARED])
     names = ", ".join(f"{name!r:.40}" for name in present[:10]) or "none"
     more = ", ..." if len(present) > 10 else ""
     return f"there is no column {column!r}, only {names}{more}" + (hint or f"; did you mean {close!r}?" * bool(close))
@@ -204,8 +206,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> Values:
     """An object whose keys are all different."""
     made = dict(pairs)
     if len(made) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise BadValue(f"the key {twice!r:.60} is there twice; keep one of the two")
     return made
 
@@ -222,11 +223,12 @@ def _parquet(wanted: _Wanted) -> Iterator[Found]:
     number = 0
     with opened(wanted.path) as file:
         try:
-            table = ParquetFile(file, buffer_size=PARQUET_BUFFER, page_checksum_verification=True)
+            # Read ahead as a whole, a group of rows would be in memory at once, and it may be the file.
+            table = ParquetFile(file, buffer_size=PARQUET_BUFFER, pre_buffer=False, page_checksum_verification=True)
             positions = wanted.positions(table.schema_arrow.names)
             # Threads of its own would not survive the fork of a data loader's workers.
             for batch in table.iter_batches(PARQUET_BATCH, columns=list(positions), use_threads=False):
-                for values in batch.select(list(positions)).to_pylist():
+                for values in batch.to_pylist():
                     number += 1
                     yield number, values
         except UserError:

@@ -20,12 +20,12 @@ from transformers import set_seed
 
 from rdrop.errors import UserError
 from rdrop.options import Kind
-from rdrop.toolkit.label_names import LabelNames, require_examples
+from rdrop.toolkit.label_names import LabelNames, require_examples, without_examples
 from rdrop.toolkit.metrics import CLASSIFICATION_METRICS, TWO_CLASS_METRICS, classification_metrics, confusion
 from rdrop.toolkit.metrics.multi_label import MULTI_LABEL_METRICS, multi_label_metrics
 from rdrop.toolkit.metrics.regression import REGRESSION_METRICS, regression_metrics
 from rdrop.toolkit.monte_carlo import Prediction, class_predictions, sampled
-from rdrop.toolkit.rows import BadValue, Row, label_value, number_value
+from rdrop.toolkit.rows import BadValue, Row, label_value, number_value, shown_value
 from rdrop.toolkit.summary import Exhibit, Metric
 from rdrop.toolkit.text_exhibits import label_table, largest_errors, most_confidently_wrong
 
@@ -34,7 +34,6 @@ Batches = Iterable[Mapping[str, Tensor]]
 Told = Iterator[Prediction]
 
 NOT_COUNTED = -100.0  # the label that every part of the engine leaves out
-LISTED = 10  # labels in a note
 
 
 @dataclass(frozen=True)
@@ -234,7 +233,7 @@ class LabelSet(Answer):
             parts = value
         else:
             raise BadValue(
-                f"{self.column}: got {'null' if value is None else value!r}, expected a list of labels or a text with "
+                f"{self.column}: got {shown_value(value)}, expected a list of labels or a text with "
                 f"{self.separator!r} between them; no label at all is an empty list or text"
             )
         labels = [label_value(Row(row.path, row.number, {self.column: part}), self.column) for part in parts]
@@ -289,11 +288,7 @@ class LabelSet(Answer):
         """There must be a label; those that no row has are noted."""
         if not counts:
             raise UserError(f"{path}: no row has a label (column {self.column}); expected at least one")
-        missing = [name for name in names.names if name not in counts]
-        if not missing:
-            return []
-        told = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
-        return [f"{len(missing)} of {len(names.names)} labels are those of no training example: {told}."]
+        return without_examples(names, counts)
 
 
 ANSWERS: Mapping[AnswerName, type[Answer]] = {

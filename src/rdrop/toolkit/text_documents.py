@@ -154,7 +154,7 @@ def _documents(lines: Iterable[str], rule: DocumentRule) -> Iterator[Piece]:
 def _is_heading(line: str) -> bool:
     """Whether a line is a heading of the first level as WikiText writes it: ` = Title = `."""
     text = line.strip()
-    return text.startswith("= ") and text.endswith(" =") and not text.startswith("= =") and len(text) > len("=  =")
+    return text.startswith("= ") and text.endswith(" =") and not text.startswith("= =")
 
 
 def hold_out_tail(pieces: Sequence[Piece], fraction: float, name: str) -> tuple[list[Piece], list[Piece]]:

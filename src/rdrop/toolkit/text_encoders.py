@@ -27,7 +27,7 @@ class EncoderModel(Model):
         description="An encoder of transformers: a folder, or a name on the Hugging Face hub. null: a small BERT from "
         "scratch, of the sizes below.",
     )
-    vocabulary: Annotated[int, Field(ge=300)] = Field(
+    vocabulary_size: Annotated[int, Field(ge=300)] = Field(
         default=8000,
         description="Tokens of the vocabulary that a model from scratch learns from the training examples.",
     )
@@ -48,29 +48,34 @@ class EncoderModel(Model):
         return self
 
 
-def encoder_tokenizer(model: EncoderModel, texts: Iterable[str], max_length: int) -> PreTrainedTokenizerBase:
+def encoder_tokenizer(
+    model: EncoderModel, texts: Iterable[str], max_length: int, *, in_words: bool = False
+) -> PreTrainedTokenizerBase:
     """The tokenizer of a recipe's model.
 
     Args:
         model: Which model.
         texts: Training texts; a model from scratch learns its vocabulary from them.
         max_length: Tokens of an example at most.
+        in_words: Whether examples come as lists of words.
 
     Raises:
         UserError: There is no such tokenizer, or the model cannot read examples of that length.
 
-    >>> tokenizer = encoder_tokenizer(EncoderModel(name=None, vocabulary=300), ["a rose"], max_length=16)
+    >>> tokenizer = encoder_tokenizer(EncoderModel(name=None, vocabulary_size=300), ["a rose"], max_length=16)
     >>> tokenizer.convert_ids_to_tokens(tokenizer("a", "o")["input_ids"])
     ['<s>', 'a', '</s>', 'o', '</s>']
     """
     if model.name is None:
-        tokenizer: PreTrainedTokenizerBase = train_vocabulary(texts, "bpe", model.vocabulary)
+        tokenizer: PreTrainedTokenizerBase = train_vocabulary(texts, "bpe", model.vocabulary_size)
         ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (BOS, EOS)]
         tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
             single=f"{BOS} $A {EOS}", pair=f"{BOS} $A {EOS} $B:1 {EOS}:1", special_tokens=ids
         )
+        tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+        tokenizer.init_kwargs["model_input_names"] = tokenizer.model_input_names  # what is saved
         return tokenizer
-    tokenizer = usable_tokenizer(model.name)
+    tokenizer = usable_tokenizer(model.name, in_words=in_words)
     positions = getattr(from_pretrained(AutoConfig, model.name), "max_position_embeddings", None) or 0
     limits = [limit for limit in (tokenizer.model_max_length, positions) if limit > 0]
     if max_length > min(limits, default=max_length):
@@ -81,17 +86,19 @@ def encoder_tokenizer(model: EncoderModel, texts: Iterable[str], max_length: int
     return tokenizer
 
 
-def usable_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def usable_tokenizer(name: str, *, in_words: bool = False) -> PreTrainedTokenizerBase:
     """A pretrained tokenizer that pads, and that tells which word a token belongs to.
 
     Args:
         name: A folder, or a name on the hub.
+        in_words: Whether texts come as lists of words.
 
     Raises:
         UserError: There is none.
     """
-    # Byte-level vocabularies treat a word by the space before it, so a list of words needs it before the first one too.
-    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name, add_prefix_space=True)
+    # Byte-level vocabularies tell the beginning of a word by the space before it, which words in a list have not.
+    options = {"add_prefix_space": True} if in_words else {}
+    tokenizer: PreTrainedTokenizerBase = from_pretrained(AutoTokenizer, name, **options)
     if not tokenizer.is_fast:
         raise UserError(
             f"model.name: the tokenizer of {name} has no tokenizer.json, so it cannot tell where its tokens come from; "
@@ -159,7 +166,13 @@ def save_encoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -
 
 
 def restore_encoder(
-    auto: Any, folder: Path, dropout: float | None, problem_type: str | None = None
+    auto: Any,
+    folder: Path,
+    dropout: float | None,
+    *,
+    loaded: tuple[PreTrainedTokenizerBase | None, tuple[str, ...]],
+    problem_type: str | None = None,
+    in_words: bool = False,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, tuple[str, ...]]:
     """What `save_encoder` wrote.
 
@@ -167,25 +180,34 @@ def restore_encoder(
         auto: The class that the model was built by.
         folder: The folder.
         dropout: `model.dropout` of the recipe; the configuration has the rates from before it was applied.
+        loaded: The tokenizer and the names of the labels by which data were loaded before; None if none were.
         problem_type: The one that the configuration must have; None: any.
+        in_words: Whether examples come as lists of words.
 
     Returns:
         The model, its tokenizer and the names of its labels.
 
     Raises:
-        UserError: The folder holds no such model.
+        UserError: The folder holds no such model, or data were loaded for another one.
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
     model: Any = load_weights(auto, str(folder))
-    config = model.config
+    config, tokenizer = model.config, usable_tokenizer(str(folder), in_words=in_words)
     if problem_type is not None and config.problem_type != problem_type:
         raise UserError(
-            f"{folder / 'config.json'}: problem_type is {config.problem_type}, expected {problem_type}, which is what "
-            "data.answer says; the folder belongs to another recipe"
+            f"{folder / 'config.json'}: problem_type is {config.problem_type}, but data.answer needs {problem_type}; "
+            "the model belongs to another recipe"
         )
     names = tuple(config.id2label[index] for index in range(config.num_labels))
-    return apply_dropout(model, dropout), usable_tokenizer(str(folder)), names
+    before, names_before = loaded
+    if before is not None and (names_before != names or before.get_vocab() != tokenizer.get_vocab()):
+        what = "labels" if names_before != names else "vocabulary"
+        raise UserError(
+            f"{folder}: the {what} of the model and of the training split differ; evaluate the model with "
+            "the data.train, data.train_size and seed that it was trained with"
+        )
+    return apply_dropout(model, dropout), tokenizer, names
 
 
 def first_output(outputs: Any) -> Any:

@@ -85,8 +85,7 @@ def _texts(path: Path, encoding: str) -> Iterator[str]:
             raise UserError(_undecodable(path, decoder, chunk, line, encoding)) from None
         yield text.removeprefix("\ufeff") if start else text
         line += text.count("\n")
-        # A chunk may be too short to give a character.
-        start = start and not text
+        start = False
 
 
 def _decoder(encoding: str) -> codecs.IncrementalDecoder:

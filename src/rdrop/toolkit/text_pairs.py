@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -31,7 +30,7 @@ class TextPair:
 
 def read_pairs(
     rows: Iterable[Row], source: str, target: str, *, references: str | None = None, bad_rows: BadRows
-) -> list[TextPair]:
+) -> Iterator[TextPair]:
     """The pairs of a table.
 
     Args:
@@ -39,23 +38,24 @@ def read_pairs(
         source: Column of the sources.
         target: Column of the targets.
         references: Column with a list of further references for each row.
-        bad_rows: What becomes of a row that cannot be read.
+        bad_rows: What becomes of a row that cannot be used.
 
     Raises:
-        UserError: A row is bad and the policy is `fail`.
+        UserError: A row cannot be used and the policy is `fail`.
 
     >>> from pathlib import Path
     >>> rows = [Row(Path("train.tsv"), 2, {"de": "Ein Hund.", "en": "A dog."})]
-    >>> read_pairs(rows, "de", "en", bad_rows=BadRows())
+    >>> list(read_pairs(rows, "de", "en", bad_rows=BadRows()))
     [TextPair(source='Ein Hund.', target='A dog.', references=['A dog.'])]
     """
-    found = []
     for row in rows:
+        pair = None
         with bad_rows.guard(row):
             answer = text_value(row, target)
             others = [] if references is None else _texts(row, references)
-            found.append(TextPair(text_value(row, source), answer, [answer, *others]))
-    return found
+            pair = TextPair(text_value(row, source), answer, [answer, *others])
+        if pair is not None:
+            yield pair
 
 
 def _texts(row: Row, column: str) -> list[str]:
@@ -106,28 +106,23 @@ class TokenLimit:
         return ids
 
 
-def token_rows(pairs: Sequence[TextPair], source: TokenLimit, target: TokenLimit) -> Dataset:
-    """The pairs as a data set with the columns `input_ids` and `labels`.
+def token_columns(pairs: Sequence[TextPair], source: TokenLimit, target: TokenLimit) -> dict[str, list[list[int]]]:
+    """The columns `input_ids` and `labels` of some pairs.
 
     Args:
-        pairs: At least one.
+        pairs: The pairs.
         source: Makes tokens of sources.
         target: Makes tokens of targets.
     """
-    parts = [
-        Dataset.from_dict(
-            {
-                "input_ids": source.ids([pair.source for pair in chunk]),
-                "labels": target.ids([pair.target for pair in chunk]),
-            },
-            features=FEATURES,
-        )
-        for chunk in _chunks(pairs)
-    ]
-    return concatenate_datasets(parts)
+    return {
+        "input_ids": source.ids([pair.source for pair in pairs]),
+        "labels": target.ids([pair.target for pair in pairs]),
+    }
 
 
-def _chunks(pairs: Sequence[TextPair]) -> Iterator[list[TextPair]]:
-    remaining = iter(pairs)
-    while chunk := list(islice(remaining, CHUNK)):
-        yield chunk
+def token_rows(pairs: Sequence[TextPair], source: TokenLimit, target: TokenLimit) -> Dataset:
+    """The same as a data set; the arguments are those of `token_columns`, and there is at least one pair."""
+    chunks = (pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK))
+    return concatenate_datasets(
+        [Dataset.from_dict(token_columns(chunk, source, target), features=FEATURES) for chunk in chunks]
+    )

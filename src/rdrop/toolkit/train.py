@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
@@ -30,6 +31,7 @@ from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import Strategy, explain_passes, forward_passes
 from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
 from rdrop.toolkit.network_pair import NetworkPair
+from rdrop.toolkit.pretrained import apply_dropout
 from rdrop.toolkit.recipe import ArmName, Recipe, Training
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Curve, Metric, Run
@@ -75,9 +77,10 @@ def planned_steps(task: Task[Any], splits: Splits) -> int:
 
     Raises:
         UserError: The data have no known length and the recipe has no number of steps, or they do not fill a batch,
-            or there is no split to judge a run on.
+            or there is no split to judge a run on, or a tracker is not installed.
     """
     training = task.recipe.training
+    _require_trackers(training.report_to)
     splits.judged_name(task.recipe.compare.split)
     batches = task.batches_per_epoch(splits.train)
     if batches is None and training.steps is None:
@@ -90,6 +93,18 @@ def planned_steps(task: Task[Any], splits: Splits) -> int:
             "expected at most that number"
         )
     return nominal_steps(training, batches)
+
+
+def _require_trackers(trackers: Sequence[str]) -> None:
+    """Refuses trackers that are not installed; the Trainer would do so only once it is built."""
+    specs = {name: find_spec(name) for name in trackers}
+    # A folder of that name, such as the one that wandb writes, is found too, but has no origin.
+    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
+    if missing:
+        raise UserError(
+            f"training.report_to names {' and '.join(missing)}, which Python does not find; "
+            f"pip install {' '.join(missing)}, or take it out of the list"
+        )
 
 
 def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Callable[[int], None]) -> RunRecord:
@@ -119,7 +134,7 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Ca
     compute, strategy = step_compute(model, batch, goal, task.recipe)
     steps = nominal
     if goal.equal_compute:
-        steps = round(steps * step_compute(model, batch, objective("rdrop", recipe), recipe)[0])
+        steps = equal_compute_steps(model, batch, recipe, nominal)
     watch = Watch(advance, nominal=nominal, steps=steps)
     error: str | None = None
     found = Evaluation({})
@@ -189,6 +204,16 @@ def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, re
     return _operations(model, inputs, goal.passes, recipe.rdrop.strategy) / plain, strategy
 
 
+def equal_compute_steps(model: nn.Module, batch: dict[str, Tensor], recipe: Recipe, steps: int) -> int:
+    """Plain steps with the compute of so many steps of the arm `rdrop`, at the dropout rate of that arm.
+
+    At the model's own rate the passes might be cheaper: without any dropout, they are one.
+    """
+    rival = recipe_of("rdrop", recipe)
+    model = apply_dropout(deepcopy(model), rival.model.dropout)
+    return round(steps * step_compute(model, batch, objective("rdrop", rival), rival)[0])
+
+
 def _operations(model: nn.Module, inputs: dict[str, Tensor], passes: int, strategy: Strategy) -> int:
     """Floating-point operations of one forward and backward."""
     with FlopCounterMode(display=False) as counter:
@@ -219,7 +244,8 @@ def make_trainer(
         steps: Optimizer steps to make.
         nominal: Optimizer steps of a run of `plain`, for the learning rate's and the learning curve's course.
         folder: Where trackers and checkpoints go.
-        **saving: Arguments of `transformers.TrainingArguments` about checkpoints; none are written without them.
+        **saving: Arguments of `transformers.TrainingArguments` about checkpoints and trackers; no checkpoint is written
+            without them.
     """
     training = task.recipe.training
     watched = splits.watched()

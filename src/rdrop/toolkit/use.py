@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 
 from rdrop.errors import UserError
-from rdrop.toolkit.arms import objective
-from rdrop.toolkit.recipe_file import load_recipe, recipe_text
-from rdrop.toolkit.runs import write_atomically
-from rdrop.toolkit.single_run import MODEL_FOLDER, read_record, read_recipe, restore
+from rdrop.toolkit.arms import objective, recipe_of
+from rdrop.toolkit.recipe import Recipe
+from rdrop.toolkit.recipe_file import load_recipe
+from rdrop.toolkit.runs import RECIPE_FILE, write_atomically
+from rdrop.toolkit.single_run import MODEL_FOLDER, arm_of, read_record, restore
 from rdrop.toolkit.summary import Metric
+from rdrop.toolkit.task import Task
 from rdrop.toolkit.tasks import task_of
 from rdrop.toolkit.train import judge, make_trainer
 
 Answer = dict[str, Any]
+LABELS = ("label", "labels", "tags", "entities")
+SHOWN_NAMES = 5
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Judgement:
 
     split: str
     data: str
+    notes: tuple[str, ...]
     described: tuple[Metric, ...]
     metrics: dict[str, float]
 
@@ -45,25 +51,42 @@ def evaluate_run(run: Path, changes: Sequence[str]) -> Judgement:
         UserError: The folder holds no finished run, the words or the data are wrong.
     """
     record = read_record(run)
-    task = task_of(_changed(run, changes))
-    splits = task.load(record.run.seed)
+    seed = record.run.seed
+    task: Task[Any] = task_of(recipe_of(arm_of(record), _changed(run, changes)))
+    splits = task.load(seed)
+    learned = _names(task)
     # After the data: the label names and the vocabulary are those of the model.
     model = task.restore(run / MODEL_FOLDER)
+    if _names(task) != learned:
+        raise UserError(
+            f"the training data give the labels {_few(learned)}, but the model of {run} knows {_few(_names(task))}; "
+            "expected the training data that it was trained with"
+        )
     goal = objective("plain", task.recipe)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(task, goal, record.run.seed, model, splits, steps=1, nominal=1, folder=folder)
-        found = judge(trainer, task, splits, seed=record.run.seed, exhibits=False)
+        trainer = make_trainer(task, goal, seed, model, splits, steps=1, nominal=1, folder=folder)
+        try:
+            found = judge(trainer, task, splits, seed=seed, exhibits=False)
+        except FloatingPointError as error:
+            raise UserError(f"the model of {run} cannot be judged: {error}") from None
     split = splits.judged_name(task.recipe.compare.split)
-    return Judgement(split, splits.description, task.metrics, found.metrics)
+    return Judgement(split, splits.description, splits.notes, task.metrics, found.metrics)
 
 
-def _changed(run: Path, changes: Sequence[str]) -> Any:
-    """The recipe of a run with some fields changed."""
-    recipe = read_recipe(run)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "recipe.yaml"
-        path.write_text(recipe_text(recipe), encoding="utf-8")
-        return load_recipe(path, changes)
+def _changed(run: Path, changes: Sequence[str]) -> Recipe:
+    """The recipe of a run with some fields changed, and without trackers, which have nothing to log here."""
+    recipe = load_recipe(run / RECIPE_FILE, changes)
+    return recipe.model_copy(update={"training": recipe.training.model_copy(update={"report_to": []})})
+
+
+def _names(task: Task[Any]) -> list[str]:
+    """The label names that a task has learned; none where its answers are not labels."""
+    return list(getattr(task, "names", ()))
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:SHOWN_NAMES]) + (f" and {len(names) - SHOWN_NAMES} more" if names[SHOWN_NAMES:] else "")
 
 
 def predict_files(
@@ -75,33 +98,43 @@ def predict_files(
         run: The folder of `rdrop train`.
         files: Files or folders of the kinds that its task trains on.
         samples: Monte Carlo dropout, see `rdrop.toolkit.task.Task.predict`.
-        min_confidence: Answers with a lower confidence are withheld: they get `abstained` true and no label.
+        min_confidence: Answers with a lower confidence abstain: `abstained` is true, and there is no label. Generated
+            text stays, so that it can be looked at.
         seed: Seed of the masks.
 
     Returns:
         The number of answers, None if it is not known, and the answers in the order of the rows.
 
     Raises:
-        UserError: The folder holds no trained model, or a file cannot be used.
+        UserError: The folder holds no trained model, or a file cannot be used, or the answers have no confidence to
+            compare with `min_confidence`.
     """
-    task, model = restore(run)
     for file in files:
         if not file.exists():
             raise UserError(f"there is no {file}; expected a file or folder to predict on")
+    task, model = restore(run)
     rows = task.read(files)
     count = len(rows) if hasattr(rows, "__len__") else None
     if count == 0:
-        raise UserError(f"nothing to predict in {', '.join(map(str, files))}")
-    answers = task.predict(model, rows, samples=samples, seed=seed)
+        raise UserError(f"there is nothing to predict in {', '.join(map(str, files))}")
+    answers = task.predict(model.to(_device(task.recipe)), rows, samples=samples, seed=seed)
     return count, (_withheld(answer, min_confidence) for answer in answers)
+
+
+def _device(recipe: Recipe) -> torch.device:
+    """Where to predict: on an accelerator, if there is one and the recipe may use it."""
+    found = None if recipe.training.device == "cpu" else torch.accelerator.current_accelerator(check_available=True)
+    return found or torch.device("cpu")
 
 
 def _withheld(answer: Mapping[str, Any], min_confidence: float) -> Answer:
     """The answer, or its abstention."""
-    if min_confidence == 0 or "confidence" not in answer:
+    if min_confidence == 0:
         return dict(answer)
+    if "confidence" not in answer:
+        raise UserError("--min-confidence needs answers with a confidence, and this task's have none; leave it out")
     abstained = answer["confidence"] < min_confidence
-    kept = {"label": None} if abstained and "label" in answer else {}
+    kept = {name: None for name in LABELS if abstained and name in answer}
     return {**answer, **kept, "abstained": abstained}
 
 

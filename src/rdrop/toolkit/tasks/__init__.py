@@ -15,6 +15,7 @@ _CLASSES = {
     "language-modeling": ("language_modeling", "LanguageTask"),
     "summarization": ("summarization", "SummarizationTask"),
     "text-classification": ("text_classification", "TextTask"),
+    "token-classification": ("token_classification", "TokenTask"),
     "translation": ("translation", "TranslationTask"),
 }
 """Task to its module here and its class there; modules are loaded when they are asked for."""

@@ -208,7 +208,8 @@ class LanguageTask(Task[LanguageRecipe]):
                 texts, held_out = hold_out_tail(texts, data.validation_fraction, data.train)
             self._choose_tokenizer(texts)
             everything = packed(self.tokenizer, texts, self._layout())
-            drawn = draw(None, np.arange(len(everything)), data.train_size, split_seed(data, seed), name=data.train)
+            name = f"the blocks of {data.train}"
+            drawn = draw(None, np.arange(len(everything)), data.train_size, split_seed(data, seed), name=name)
             train = [everything[index] for index in drawn.tolist()]
             told = f"{_counts(everything)} of {data.train} for training"
             if len(train) < len(everything):
@@ -364,7 +365,7 @@ class LanguageTask(Task[LanguageRecipe]):
                 mean, spread = self._probabilities(model, blocks, samples)
                 answer: dict[str, Any] = {
                     "text": text,
-                    "continuation": self.tokenizer.decode(new, skip_special_tokens=True),
+                    "continuation": self.tokenizer.decode(new[:-1] if new[-1] == layout.end else new),
                     "confidence": float(mean[len(ids) :].log().mean().exp()),
                 }
                 if samples:

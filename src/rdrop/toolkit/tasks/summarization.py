@@ -14,7 +14,8 @@ from rdrop.toolkit.metrics.summarization import (
     require_rouge_words,
     summarization_metrics,
 )
-from rdrop.toolkit.sequence_to_sequence import SequenceData, SequenceRecipe, SequenceTask
+from rdrop.toolkit.sequence_recipe import SequenceData, SequenceRecipe
+from rdrop.toolkit.sequence_to_sequence import SequenceTask
 from rdrop.toolkit.summary import Metric
 from rdrop.toolkit.task import Splits
 
@@ -34,7 +35,8 @@ class SummarizationData(SequenceData):
         default=512, description="Most tokens of a document; longer ones are cut, and counted."
     )
     max_target_length: Annotated[int, Field(ge=2)] = Field(
-        default=128, description="Most tokens of a summary in training and in the NLL; longer ones are cut, and counted."
+        default=128,
+        description="Most tokens of a summary in training and in the NLL; longer ones are cut, and counted.",
     )
 
 
@@ -54,6 +56,8 @@ class SummarizationRecipe(SequenceRecipe):
             "label_smoothing": 0.1,
             "max_grad_norm": 0.0,
         },
+        "rdrop": {"alpha": 0.35},
+        "compare": {"seeds": [0, 1, 2]},
         "generation": {"beams": 4, "no_repeat_ngram": 3},
     }
 

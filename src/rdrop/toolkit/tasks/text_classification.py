@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
-from warnings import warn
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from datasets import Dataset
@@ -16,10 +15,10 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification, DataCollatorWithPadding, PreTrainedTokenizerBase
 
-from rdrop.errors import RDropWarning, UserError
+from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.label_names import LabelNames
-from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized_splits
+from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized_splits, unlabelled
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, reliability, with_main_metric
 from rdrop.toolkit.recipe import Recipe, fault
 from rdrop.toolkit.rows import BadRows, Row, text_value
@@ -55,6 +54,9 @@ class TextData(LabelledData):
     )
     label_separator: str = Field(
         default=",", min_length=1, description="What stands between the labels of a text where they are no list."
+    )
+    max_length: Annotated[int, Field(ge=8)] = Field(
+        default=128, description="Tokens of an example at most; longer ones are cut, and counted."
     )
     metric: (
         Literal["accuracy", "macro_f1", "matthews", "f1", "pearson", "spearman", "micro_f1", "subset_accuracy"] | None
@@ -197,7 +199,13 @@ class TextTask(Task[TextRecipe]):
         self.kind = self.answer.kind
         self.table = TextTable(recipe.data, self.answer)
         self.names: tuple[str, ...] = ()
-        self.tokenizer: PreTrainedTokenizerBase
+        self._tokenizer: PreTrainedTokenizerBase | None = None
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """That of the model, after `load` or `restore`."""
+        assert self._tokenizer is not None
+        return self._tokenizer
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
@@ -213,7 +221,7 @@ class TextTask(Task[TextRecipe]):
         splits = labelled_splits(data, seed, self.table)
         self.names = splits.names or (data.label,)
         texts = (text for example in splits.train() for text in example.texts)
-        self.tokenizer = encoder_tokenizer(self.recipe.model, texts, data.max_length)
+        self._tokenizer = encoder_tokenizer(self.recipe.model, texts, data.max_length)
         heading = f"{'Texts' if data.pair is None else 'Pairs of texts'} with {self.answer.described(self.names)}"
         return tokenized_splits(splits, self._columns, data, seed, heading=heading, consequence="were cut")
 
@@ -271,16 +279,14 @@ class TextTask(Task[TextRecipe]):
     def restore(self, folder: Path) -> nn.Module:
         """The model of such a folder, with its tokenizer and names."""
         auto, rate = AutoModelForSequenceClassification, self.recipe.model.dropout
-        model, self.tokenizer, self.names = restore_encoder(auto, folder, rate, self.answer.problem_type)
+        model, self._tokenizer, self.names = restore_encoder(
+            auto, folder, rate, loaded=(self._tokenizer, self.names), problem_type=self.answer.problem_type
+        )
         return model
 
     def read(self, paths: Sequence[Path]) -> Dataset:
         """Tables with the columns of texts, or, where a text stands alone, .txt files with one in each line."""
-        bad_rows = BadRows(self.recipe.data.on_bad_row)
-        examples = [example for path in paths for example in self.table.unanswered(path, bad_rows)]
-        for sentence in bad_rows.sentences():
-            warn(sentence, RDropWarning, stacklevel=2)
-        return Dataset.from_dict(self._columns(examples)[0])
+        return Dataset.from_dict(self._columns(unlabelled(paths, self.recipe.data, self.table))[0])
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """The class, number or labels of each text."""

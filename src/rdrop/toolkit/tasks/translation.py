@@ -15,7 +15,8 @@ from rdrop.toolkit.metrics.translation import (
     translation_metrics,
     translation_signatures,
 )
-from rdrop.toolkit.sequence_to_sequence import SequenceData, SequenceRecipe, SequenceTask
+from rdrop.toolkit.sequence_recipe import SequenceData, SequenceRecipe
+from rdrop.toolkit.sequence_to_sequence import SequenceTask
 from rdrop.toolkit.summary import Metric
 from rdrop.toolkit.task import Splits
 
@@ -48,7 +49,9 @@ class TranslationRecipe(SequenceRecipe):
             "weight_decay": 1e-4,
             "label_smoothing": 0.1,
             "max_grad_norm": 0.0,
-        }
+        },
+        "rdrop": {"alpha": 2.5},
+        "compare": {"seeds": [0, 1, 2]},
     }
 
     task: Literal["translation"] = Field(default="translation", description="What is learned.")
