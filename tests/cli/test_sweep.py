@@ -105,7 +105,7 @@ def test_the_number_of_runs_is_told_before_they_are_made(calls: Calls, capsys: p
     calls.error = UserError("no such file")
     assert run(*WORDS, "--seeds", "2") == 2
     assert capsys.readouterr().err.splitlines() == [
-        "16 runs: 4 tries of each arm (plain, rdrop) with each seed (2, 4), judged on the validation split",
+        "16 runs, judged on the validation split: arms plain, rdrop; tries of each arm 4; seeds 2, 4",
         "error: no such file",
     ]
 

@@ -7,7 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, set_seed
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+    set_seed,
+)
 
 from rdrop.errors import UserError
 from rdrop.toolkit.causal_models import (
@@ -102,6 +109,15 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
         restore_causal(tmp_path, dropout=None)
 
 
+def test_a_folder_with_another_kind_of_model_is_told(tmp_path: Path) -> None:
+    config = GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, pad_token_id=0)
+    save_causal(GPT2ForSequenceClassification(config), characters(), tmp_path)
+    with pytest.raises(
+        UserError, match=r"holds a GPT2ForSequenceClassification, expected a causal language model; the fol"
+    ):
+        restore_causal(tmp_path, dropout=None)
+
+
 def test_the_tokenizer_of_a_pretrained_model_can_pad_and_has_an_end(tmp_path: Path) -> None:
     tokenizer = characters()
     tokenizer.pad_token = None
@@ -139,36 +155,44 @@ def trained() -> Any:
     return model
 
 
-def test_prompts_of_any_lengths_are_continued_as_if_each_were_alone() -> None:
+def test_the_most_probable_continuation_is_that_of_a_plain_loop() -> None:
     model, tokenizer = trained(), characters()
-    prompts = [[1, *tokenizer(text)["input_ids"]] for text in ["t", "the quick b", "fox"]]
     how = Continuation(tokens=12, temperature=0)
-    assert model.training
-    written = continued(model, tokenizer, prompts, how, context=32)
-    assert model.training
-    model.eval()
-    assert written == [greedily(model, prompt, 12) for prompt in prompts]
-    assert tokenizer.decode(written[1]) == "rown fox</s>"
-    assert len(written[0]) == 12
+    for text in ["t", "the quick b", "fox"]:
+        prompt = [1, *tokenizer(text)["input_ids"]]
+        model.train()
+        written = continued(model, tokenizer, prompt, how, context=32)
+        assert model.training
+        assert written == greedily(model.eval(), prompt, 12)
+    assert tokenizer.decode(continued(model, tokenizer, [1, *tokenizer("the quick b")["input_ids"]], how, 32)) == (
+        "rown fox</s>"
+    )
 
 
 def test_of_a_long_prompt_the_end_is_read() -> None:
     model, tokenizer = trained(), characters()
     long = [*tokenizer("lazy dog. " * 20)["input_ids"], *tokenizer("the quick b")["input_ids"]]
-    how = Continuation(tokens=12, temperature=0)
-    [written] = continued(model, tokenizer, [long], how, context=32)
+    written = continued(model, tokenizer, long, Continuation(tokens=12, temperature=0), context=32)
     assert written == greedily(model.eval(), long[-20:], 12)
 
 
 def test_drawn_continuations_are_those_of_the_seed_and_contain_no_padding() -> None:
     model, tokenizer = built(), characters()
-    prompts = [[1, *tokenizer("the ")["input_ids"]]] * 8
+    prompt = [1, *tokenizer("the ")["input_ids"]]
 
     def drawn(seed: int) -> list[list[int]]:
         set_seed(seed)
-        return continued(model, tokenizer, prompts, Continuation(tokens=20, temperature=2.0), context=32)
+        how = Continuation(tokens=20, temperature=2.0)
+        return [continued(model, tokenizer, prompt, how, context=32) for _ in range(8)]
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
     assert not {0, 1} & {token for ids in drawn(0) for token in ids}
     assert all(2 not in ids[:-1] for ids in drawn(0))
+    assert {len(ids) for ids in drawn(0)} > {20}  # some came to the end before
+
+
+def test_a_model_with_one_token_for_start_end_and_padding_writes_too() -> None:
+    model, tokenizer = built(), characters()
+    tokenizer.pad_token = tokenizer.bos_token = tokenizer.eos_token
+    assert len(continued(model, tokenizer, [2, 2], Continuation(tokens=5), context=32)) <= 5

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import pickle
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,11 @@ def test_augmentation_is_the_same_in_worker_processes() -> None:
         return torch.cat([batch["pixel_values"] for batch in loader])
 
     assert torch.equal(epoch(2), epoch(0))
+
+
+def test_rows_travel_to_a_process_that_is_not_a_copy() -> None:
+    sent = pickle.loads(pickle.dumps(rows(3)))
+    assert torch.equal(sent[2]["pixel_values"], rows(3)[2]["pixel_values"])
 
 
 @pytest.mark.parametrize(("size", "kind", "shown"), [((200, 120), "JPEG", (32, 20)), ((20, 10), "PNG", (20, 10))])

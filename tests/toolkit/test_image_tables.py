@@ -150,8 +150,8 @@ def broken(kind: str) -> bytes:
 
 
 REASONS = {
-    "empty": "it is not an image, or of a format that Pillow does not read",
-    "text": "it is not an image, or of a format that Pillow does not read",
+    "empty": "it is not an image",
+    "text": "it is not an image",
     "cut": "it cannot be decoded, it may be cut off: ",
     "head": "it cannot be decoded, it may be cut off: ",
     "thin": "it has 2 x 400 pixels, expected sides of at most 100 to 1",

@@ -94,7 +94,8 @@ def test_half_a_file_of_a_killed_process_is_no_record_and_goes_away(tmp_path: Pa
 def test_two_processes_do_not_share_a_folder(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib\nfrom rdrop.toolkit.tasks.digits import DigitsRecipe as Recipe\n"
-        "from rdrop.toolkit.runs import RunFolder\nwith RunFolder(pathlib.Path(sys.argv[1])).opened(Recipe(), resume=True):\n"
+        "from rdrop.toolkit.runs import RunFolder\n"
+        "with RunFolder(pathlib.Path(sys.argv[1])).opened(Recipe(), resume=True):\n"
         "    print('held', flush=True); sys.stdin.read()"
     )
     holder = subprocess.Popen(

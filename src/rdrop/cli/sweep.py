@@ -162,8 +162,8 @@ def _run(recipe: Recipe, grid: Grid, folder: Path, jobs: int | None, *, resume: 
     arms, seeds = recipe.compare.arms, grid.seeds
     total = len(arms) * grid.tries * len(seeds)
     print(
-        f"{total} runs: {grid.tries} tries of each arm ({', '.join(arms)}) with each seed "
-        f"({', '.join(map(str, seeds))}), judged on the validation split",
+        f"{total} runs, judged on the validation split: arms {', '.join(arms)}; tries of each arm {grid.tries}; "
+        f"seeds {', '.join(map(str, seeds))}",
         file=sys.stderr,
     )
     progress = RichProgress(Console(stderr=True))

@@ -286,7 +286,7 @@ class _Parts:
     steps: float = 0.0
 
     def compare(self, logits: Tensor, labels: Tensor) -> None:
-        """Counts the positions `(B, ...)` of logits `(M, B, ..., C)` that count, and those on which all passes agree."""
+        """Adds the positions of logits `(M, B, ..., C)` that count, and those on which all passes agree."""
         choices = logits.argmax(-1)
         counts = (labels != IGNORE_INDEX) if labels.shape == choices.shape[1:] else torch.ones_like(choices[0]).bool()
         agree = (choices[1:] == choices[:1]).all(0) & counts

@@ -168,25 +168,26 @@ def restore_causal(folder: Path, dropout: float | None) -> tuple[nn.Module, PreT
     """
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
-    model = _telling_its_loss(load_weights(AutoModelForCausalLM, str(folder)))
+    model: Any = _telling_its_loss(load_weights(AutoModelForCausalLM, str(folder)))
+    if type(model).__name__ not in (model.config.architectures or []):
+        raise UserError(
+            f"{folder} holds a {', '.join(model.config.architectures or ['model of no name'])}, expected a causal language "
+            "model; the folder belongs to another recipe"
+        )
     return apply_dropout(model, dropout), pretrained_tokenizer(str(folder))
 
 
 def continued(
-    model: nn.Module,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Sequence[int]],
-    how: Continuation,
-    context: int,
-) -> list[list[int]]:
-    """What a model writes after each prompt, with dropout off.
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], how: Continuation, context: int
+) -> list[int]:
+    """What a model writes after a prompt, with dropout off.
 
     Tokens are drawn from torch's global generator unless the temperature is 0.
 
     Args:
         model: A causal model.
         tokenizer: Its tokenizer.
-        prompts: Token ids, at least one for each; of a long prompt the last ones are read.
+        prompt: Token ids, at least one; of a long prompt the last ones are read.
         how: Length and temperature.
         context: Tokens that the model reads at most, more than `how.tokens`.
 
@@ -194,23 +195,19 @@ def continued(
         Token ids, without the prompt; the last one is that of the document's end where the model came to it.
     """
     host: Any = model
-    device = next(model.parameters()).device
-    kept = [list(prompt[how.tokens - context :]) for prompt in prompts]
-    batch = tokenizer.pad({"input_ids": kept}, padding_side="left", return_tensors="pt").to(device)
-    end = tokenizer.eos_token_id
-    no_text = {tokenizer.pad_token_id, tokenizer.bos_token_id} - {end, None}
+    ids = torch.tensor([list(prompt[how.tokens - context :])], device=next(model.parameters()).device)
+    no_text = {tokenizer.pad_token_id, tokenizer.bos_token_id} - {tokenizer.eos_token_id, None}
     drawing = {"do_sample": True, "temperature": how.temperature, "top_k": 0} if how.temperature else {}
     config = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=how.tokens,
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=end,
+        eos_token_id=tokenizer.eos_token_id,
         suppress_tokens=sorted(no_text) or None,
         use_cache=True,
         **drawing,
     )
-    # quiet: behind a continuation that ended stands padding, at which transformers warns.
+    # quiet: transformers warns where a prompt begins with the token that also pads, as with GPT-2.
     with torch.no_grad(), randomness_off(model), quiet_loading():
-        written = host.generate(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=config
-        )[:, batch["input_ids"].size(1) :].tolist()
-    return [ids[: ids.index(end) + 1] if end in ids else ids for ids in written]
+        written = host.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+    found: list[int] = written[0, ids.size(1) :].tolist()
+    return found

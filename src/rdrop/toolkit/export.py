@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
+import re
 import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,8 @@ from rdrop.toolkit.single_run import EXAMPLE_FILE, MODEL_FOLDER, TrainingRecord,
 ONNX_FILE = "model.onnx"
 TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit, that float32 on another engine may make."""
+PIPELINES = {"language-modeling": "text-generation"}
+"""Task to its name on the Hugging Face hub, where that is another."""
 CITATION = """@inproceedings{liang2021rdrop,
   title     = {R-Drop: Regularized Dropout for Neural Networks},
   author    = {Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
@@ -48,33 +52,75 @@ def export_hugging_face(run: Path, out: Path) -> str:
         UserError: The run is not finished, or the folder exists.
     """
     record = read_record(run)
-    with _new_folder(out):
-        for path in sorted((run / MODEL_FOLDER).iterdir()):
-            if path.name != EXAMPLE_FILE:
-                shutil.copy(path, out / path.name)
-        (out / "README.md").write_text(model_card(record), encoding="utf-8")
-        (out / "recipe.yaml").write_text(
-            yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True), encoding="utf-8"
-        )
+    restore(run)  # what cannot be loaded must not be published
+    with _new_folder(out) as part:
+        shutil.copytree(run / MODEL_FOLDER, part, ignore=shutil.ignore_patterns(EXAMPLE_FILE), dirs_exist_ok=True)
+        (part / "README.md").write_text(model_card(record, how_to_load(part)), encoding="utf-8")
+        recipe = yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True)
+        (part / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}"
 
 
-def model_card(record: TrainingRecord) -> str:
-    """The model card of a run: how it was trained, on what, its metrics, limits and citation.
+@dataclass(frozen=True)
+class Loading:
+    """How a saved model is loaded."""
 
-    Its head is the YAML that the Hugging Face hub reads.
+    library: str
+    """As the hub names it."""
+    code: str
+    """Lines of Python, with FOLDER for the place of the model."""
+
+
+def how_to_load(folder: Path) -> Loading:
+    """The library whose form a saved model has, and the lines that load it from there.
+
+    Args:
+        folder: What `Task.save` wrote.
     """
+    configurations = sorted(folder.rglob("config.json"))
+    lines: dict[str, None] = {}
+    library = "rdrop"
+    for path in configurations:
+        configuration = json.loads(path.read_text(encoding="utf-8"))
+        place = "/".join(["FOLDER", *path.parent.relative_to(folder).parts])
+        name = "model" if path.parent == folder else path.parent.name
+        if configuration.get("architectures"):
+            library, (architecture, *_) = "transformers", configuration["architectures"]
+            lines[f"from transformers import {architecture}"] = None
+            lines[f'{name} = {architecture}.from_pretrained("{place}")'] = None
+        else:
+            library = "timm"
+            lines["import timm"] = None
+            lines[f'{name} = timm.create_model("local-dir:{place}", pretrained=True)'] = None
+    code = (
+        "\n".join(lines)
+        or '# the network of the recipe, whose weights are\nsafetensors.torch.load_file("FOLDER/model.safetensors")'
+    )
+    return Loading(library, code)
+
+
+def model_card(record: TrainingRecord, loading: Loading) -> str:
+    """The model card of a run: how to load it, how it was trained, on what, its metrics, limits and citation.
+
+    Its head is the YAML that the Hugging Face hub reads. What stands in the record is shown as it is, whatever Markdown
+    or HTML it might be.
+
+    Args:
+        record: The run.
+        loading: How its model is loaded.
+    """
+    shown = [metric for metric in record.metrics if metric.name in record.run.metrics]
     head: dict[str, Any] = {
-        "tags": ["r-drop", record.task],
-        "library_name": "rdrop",
-        "metrics": [metric.name for metric in record.metrics if metric.name in record.run.metrics],
+        "tags": ["r-drop"],
+        "library_name": loading.library,
+        "pipeline_tag": PIPELINES.get(record.task, record.task),
+        "metrics": [metric.name for metric in shown],
     }
     rows = [
-        f"| {metric.label} | {_shown(record.run.metrics[metric.name], percent=metric.percent)} | {metric.explanation} |"
-        for metric in record.metrics
-        if metric.name in record.run.metrics
+        f"| {_plain(metric.label)} | {_value(record.run.metrics[metric.name], percent=metric.percent)} | "
+        f"{'higher' if metric.higher_is_better else 'lower'} is better. {_plain(metric.explanation)} |"
+        for metric in shown
     ]
-    notes = [f"- {note}" for note in record.notes] or ["- none"]
     passes = "one pass" if record.passes == 1 else f"{record.passes} passes"
     return "\n".join(
         [
@@ -87,35 +133,30 @@ def model_card(record: TrainingRecord) -> str:
             f"Trained with rdrop: arm `{record.run.arm}`, {passes} in each step, alpha {record.alpha:g}, seed "
             f"{record.run.seed}, {record.run.optimizer_steps:,} optimizer steps.",
             "",
+            *_fenced("python", loading.code),
+            "",
             "## Data",
             "",
             _plain(record.data),
             "",
             f"## Results on the {record.split} split",
             "",
-            "| metric | value | meaning |",
+            "| metric | value | |",
             "| --- | --- | --- |",
             *rows,
             "",
             "One seed: the numbers carry the chance of that seed. No difference to plain training is claimed here.",
             "",
-            "## Notes",
-            "",
-            *map(_plain, notes),
-            "",
+            *(["## Notes", "", *(f"- {_plain(note)}" for note in record.notes), ""] if record.notes else []),
             "## To repeat it",
             "",
-            "```bash",
-            record.environment.command.replace("```", ""),
-            "```",
+            *_fenced("bash", record.environment.command),
             "",
-            f"On {record.environment.machine}. The complete recipe is in `recipe.yaml`.",
+            f"On {_plain(record.environment.machine)}. The complete recipe is in `recipe.yaml`.",
             "",
             "## Citation",
             "",
-            "```bibtex",
-            CITATION,
-            "```",
+            *_fenced("bibtex", CITATION),
             "",
         ]
     )
@@ -123,11 +164,18 @@ def model_card(record: TrainingRecord) -> str:
 
 def _plain(text: str) -> str:
     """One line of text that a Markdown reader shows as it is."""
-    line = " ".join(text.split())
-    return line.replace("<", "&lt;").replace("|", "\\|").replace("[", "\\[").replace("`", "\\`")
+    line = escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_~\[\]|#])", r"\\\1", line)
 
 
-def _shown(value: float, *, percent: bool) -> str:
+def _fenced(language: str, code: str) -> list[str]:
+    """Code that a Markdown reader shows as it is: the fence is longer than any run of backticks in it."""
+    longest = max((len(run) for run in re.findall("`+", code)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return [f"{fence}{language}", code, fence]
+
+
+def _value(value: float, *, percent: bool) -> str:
     return f"{100 * value:.2f} %" if percent else f"{value:.4g}"
 
 
@@ -154,36 +202,42 @@ def export_onnx(run: Path, out: Path) -> str:
         raise UserError(f'{error.name} is not installed; export to ONNX needs pip install "rdrop[onnx]"') from error
     record = read_record(run)
     _, model = restore(run)
+    kind = type(model).__name__
     inputs = _inputs(model, load_file(run / MODEL_FOLDER / EXAMPLE_FILE))
     graph = _Logits(model, list(inputs)).eval()
-    with _new_folder(out):
-        path = out / ONNX_FILE
-        with _silence():
-            try:
+    with _new_folder(out) as part:
+        path = part / ONNX_FILE
+        try:
+            with _silence():
                 torch.onnx.export(
                     graph,
                     tuple(inputs.values()),
                     str(path),
                     input_names=list(inputs),
                     output_names=["logits"],
-                    dynamic_shapes=[_dynamic(column) for column in inputs.values()],
+                    dynamic_shapes={"columns": tuple(_dynamic(column) for column in inputs.values())},
                     dynamo=True,
                     external_data=False,
                 )
-            except Exception as error:  # the exporter raises its own kinds for what it does not know
-                reason = str(error).strip().partition("\n")[0]
-                raise UserError(f"torch cannot export {type(model).__name__} to ONNX: {reason}") from error
-        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        worst = max(_difference(graph, session, batch) for batch in (inputs, _one_row(inputs)))
+        except Exception as error:  # the exporter raises its own kinds for what it does not know
+            raise UserError(f"torch cannot export {kind} to ONNX: {_reason(error)}") from error
+        try:
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            worst = max(_difference(graph, session, batch) for batch in (inputs, _part(inputs)))
+        except Exception as error:  # as does onnxruntime
+            raise UserError(f"onnxruntime cannot run the exported {kind}: {_reason(error)}") from error
         if not worst <= TOLERANCE:
             raise UserError(
-                f"the ONNX graph of {type(model).__name__} answers differently from torch, by {worst:.2g} of the largest "
-                f"logit, expected at most {TOLERANCE:g}; nothing was written"
+                f"the ONNX graph of {kind} answers differently from torch, by {worst:.2g} of the largest logit, "
+                f"expected at most {TOLERANCE:g}; nothing was written"
             )
         labels = getattr(getattr(model, "config", None), "id2label", None)
         described = {"task": record.task, "inputs": list(inputs), "output": "logits", "labels": labels}
-        (out / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
-    return f"{path}: inputs {', '.join(inputs)}; largest difference to torch {worst:.1e} of the largest logit"
+        (part / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
+    return (
+        f"{out / ONNX_FILE}: inputs {', '.join(inputs)}; the largest difference to torch is {worst:.1e} of the largest "
+        "logit"
+    )
 
 
 class _Logits(nn.Module):
@@ -209,14 +263,15 @@ def _inputs(model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _dynamic(column: Tensor) -> dict[int, Any]:
     """Rows may be any number, and so may be positions."""
-    axes = {0: torch.export.Dim.DYNAMIC}
-    if column.ndim == 2:
-        axes[1] = torch.export.Dim.DYNAMIC
-    return axes
+    return dict.fromkeys(range(2 if column.ndim == 2 else 1), torch.export.Dim.DYNAMIC)
 
 
-def _one_row(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: column[:1] for name, column in inputs.items()}
+def _part(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The first row, and of positions the first half: a graph that is bound to the sizes of the example fails there."""
+    return {
+        name: column[:1, : -(-column.shape[1] // 2)] if column.ndim == 2 else column[:1]
+        for name, column in inputs.items()
+    }
 
 
 def _difference(graph: nn.Module, session: Any, inputs: dict[str, Tensor]) -> float:
@@ -229,27 +284,33 @@ def _difference(graph: nn.Module, session: Any, inputs: dict[str, Tensor]) -> fl
     return float(np.abs(found - expected).max() / max(1e-6, np.abs(expected).max()))
 
 
+def _reason(error: BaseException) -> str:
+    """The first line of the error that an error was made from, with the next where it ends in a colon."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    told = " ".join([first, *others[:1]] if first.endswith(":") else [first])
+    return re.sub(r"\x1b\[[0-9;]*m", "", told)
+
+
 @contextmanager
-def _new_folder(out: Path) -> Iterator[None]:
-    """A folder that is there whole or not at all."""
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder to write into, which gets its name once everything is in it, and leaves nothing behind otherwise."""
     if out.exists():
         raise UserError(f"{out} exists already; name a new folder with --out")
-    out.mkdir(parents=True)
+    part = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
     try:
-        yield
-    except BaseException:
-        shutil.rmtree(out)
-        raise
+        yield part
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @contextmanager
 def _silence() -> Iterator[None]:
     """Without the exporter's running commentary."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

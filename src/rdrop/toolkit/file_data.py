@@ -82,12 +82,13 @@ def hold_out(
     """
     drawable = _repeated(labels, count)
     size = round(fraction * count)
-    classes = len(set(labels)) if labels is not None else 1
+    classes = 1 if labels is None else max(1, len({labels[i] for i in drawable}))
     if size < classes or len(drawable) - size < classes:
+        of, each = ("", "row") if labels is None else (f" of {classes} classes", "of each class")
         raise UserError(
-            f"{name}: got {count:,} rows of {classes} classes, of which data.validation_fraction {fraction:g} holds "
-            f"out {size}; expected at least one of each class on either side. Add rows, set another fraction, or name "
-            "a file in data.validation."
+            f"{name}: got {count:,} rows{of}, of which data.validation_fraction {fraction:g} holds out {size}; "
+            f"expected at least one {each} on either side. Add rows, set another fraction, or name a file in "
+            "data.validation."
         )
     stratify = None if labels is None else [labels[i] for i in drawable]
     _, held_out = train_test_split(drawable, test_size=size, stratify=stratify, random_state=seed)

@@ -21,7 +21,7 @@ from rdrop.errors import UserError
 from rdrop.toolkit.data_files import inside, opened
 from rdrop.toolkit.file_data import TableData
 from rdrop.toolkit.image_files import BadImage, decode_image
-from rdrop.toolkit.image_transforms import InputFormat
+from rdrop.toolkit.image_transforms import InputFormat, Shrinker
 from rdrop.toolkit.plain_yaml import shown
 from rdrop.toolkit.rows import BadRows, BadValue, Row, label_value
 from rdrop.toolkit.tables import read_table
@@ -50,7 +50,7 @@ class Photo:
     """The file, where there are no pixels."""
     pixels: Pixels | None
     """The image, no larger than needed; None: it is decoded anew each time."""
-    shrink: Callable[[Image.Image], Image.Image]
+    shrink: Shrinker
 
     def image(self) -> Image.Image:
         """The image, no larger than needed.

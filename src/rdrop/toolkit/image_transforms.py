@@ -85,28 +85,9 @@ class InputFormat:
         composed: Transform = Compose(steps)
         return composed
 
-    def shrinker(self) -> Callable[[Image.Image], Image.Image]:
-        """The first step of evaluation, where it makes an image smaller; the image as it is where it does not.
-
-        What follows gives the same from the result as from the image itself: the step leaves its own results alone.
-
-        >>> shrink = InputFormat((8, 8), crop_pct=0.5).shrinker()
-        >>> shrink(Image.new("RGB", (64, 32))).size, shrink(Image.new("RGB", (10, 10))).size
-        ((32, 16), (10, 10))
-        """
-        resize = self._resize()
-
-        def shrink(image: Image.Image) -> Image.Image:
-            short, long = sorted(image.size)
-            if short * LONGEST_TO_SHORTEST < long:
-                raise BadImage(
-                    f"it has {image.width} x {image.height} pixels, expected sides of at most "
-                    f"{LONGEST_TO_SHORTEST} to 1"
-                )
-            resized = resize(image)
-            return resized if math.prod(resized.size) < math.prod(image.size) else image
-
-        return shrink
+    def shrinker(self) -> Shrinker:
+        """The first step of evaluation, where it makes an image smaller."""
+        return Shrinker(self._resize())
 
     def _resize(self) -> Callable[[Image.Image], Image.Image]:
         """The first step of evaluation, which the crop follows."""
@@ -116,6 +97,37 @@ class InputFormat:
 
     def _colors(self) -> dict[str, Any]:
         return {"interpolation": self.interpolation, "mean": self.mean, "std": self.std}
+
+
+@dataclass(frozen=True)
+class Shrinker:
+    """Makes an image no larger than evaluation needs it, and leaves a small one as it is.
+
+    What follows gives the same from the result as from the image itself: the step leaves its own results alone.
+
+    Args:
+        resize: The first step of evaluation.
+
+    >>> shrink = InputFormat((8, 8), crop_pct=0.5).shrinker()
+    >>> shrink(Image.new("RGB", (64, 32))).size, shrink(Image.new("RGB", (10, 10))).size
+    ((32, 16), (10, 10))
+    """
+
+    resize: Callable[[Image.Image], Image.Image]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        """The image or a smaller one.
+
+        Raises:
+            BadImage: It is so thin that the network would see nothing, and enlarged could fill the memory.
+        """
+        short, long = sorted(image.size)
+        if short * LONGEST_TO_SHORTEST < long:
+            raise BadImage(
+                f"it has {image.width} x {image.height} pixels, expected sides of at most {LONGEST_TO_SHORTEST} to 1"
+            )
+        resized = self.resize(image)
+        return resized if math.prod(resized.size) < math.prod(image.size) else image
 
 
 @contextmanager

@@ -32,20 +32,19 @@ def continuations(
         how: Length and temperature.
         context: Tokens that the model reads at most.
     """
-    blocks = [rows[index]["input_ids"].tolist() for index in evenly_spread(len(rows), PROMPTS)]
-    cuts = [min(PROMPT_TOKENS, context - how.tokens, len(ids) // 2) for ids in blocks]
-    prompts = [ids[:cut] for ids, cut in zip(blocks, cuts, strict=True)]
-    written = continued(model, tokenizer, prompts, how, context)
+    found = []
+    for index in evenly_spread(len(rows), PROMPTS):
+        ids = rows[index]["input_ids"].tolist()
+        cut = min(PROMPT_TOKENS, context - how.tokens, len(ids) // 2)
+        written = continued(model, tokenizer, ids[:cut], how, context)
+        found.append([str(tokenizer.decode(part)) for part in (ids[:cut], ids[cut : cut + how.tokens], written)])
     drawn = f"drawn at temperature {how.temperature:g}" if how.temperature else "each the most probable one"
     return Listing(
         title="Continuations",
         reading=f"Starts of blocks of the split, how the text goes on, and up to {how.tokens} tokens that the model "
         f"puts there, {drawn}.",
         columns=["Text", "Goes on", "Continuation"],
-        rows=[
-            [str(tokenizer.decode(part)) for part in (prompt, ids[cut : cut + how.tokens], new)]
-            for ids, cut, prompt, new in zip(blocks, cuts, prompts, written, strict=True)
-        ],
+        rows=found,
     )
 
 

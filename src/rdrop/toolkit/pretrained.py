@@ -33,9 +33,9 @@ def from_pretrained(auto: Any, name: str, **options: Any) -> Any:
         with quiet_loading():
             return auto.from_pretrained(name, trust_remote_code=False, **options)
     except Exception as error:  # hub, network, files and configurations each raise their own
-        reason = str(error).strip().partition("\n")[0]
+        reason = str(error).strip().partition("\n")[0].rstrip(".")
         raise UserError(
-            f"model.name: {auto.__name__} cannot load {name!r}: {type(error).__name__}: {reason} "
+            f"model.name: {auto.__name__} cannot load {name!r}: {type(error).__name__}: {reason}. "
             "Expected a folder with a model of transformers, or a name on the Hugging Face hub and a connection to it."
         ) from error
 

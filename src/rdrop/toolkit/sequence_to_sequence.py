@@ -10,16 +10,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
+from warnings import warn
 
 import numpy as np
 import torch
 from datasets import Dataset
 from numpy.typing import NDArray
+from pyarrow.compute import list_value_length
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
-from rdrop.errors import UserError
+from rdrop.errors import RDropWarning, UserError
 from rdrop.integrations.transformers import IGNORE_INDEX, RDropTrainer
 from rdrop.toolkit.file_data import draw, hold_out, split_seed
 from rdrop.toolkit.generated_text import log_probabilities, outputs, search, token_nll
@@ -186,7 +188,8 @@ class SequenceTask(Task[R]):
         training, rows = self.recipe.training, self._rows(pairs, "training", notes)
         if training.batching == "random":
             return rows
-        lengths = [max(map(len, pair)) for pair in zip(rows["input_ids"], rows["labels"], strict=True)]
+        source, target = (list_value_length(rows.data.column(side)).to_numpy() for side in ("input_ids", "labels"))
+        lengths = np.maximum(source, target).tolist()
         tokens = training.batch_tokens if training.batching == "tokens" else None
         return BatchedRows(rows, LengthBatches(lengths, rows=training.batch_size, tokens=tokens, seed=seed))
 
@@ -329,12 +332,17 @@ class SequenceTask(Task[R]):
 
         Raises:
             UserError: A file cannot be used; the message names it.
+
+        Warns:
+            RDropWarning: Rows were left out, as `data.on_bad_row` says.
         """
         column, bad_rows = self.columns[0], BadRows(self.recipe.data.on_bad_row)
         sources: list[str] = []
         for row in chain.from_iterable(self._source_rows(path, bad_rows) for path in paths):
             with bad_rows.guard(row):
                 sources.append(text_value(row, column))
+        for sentence in bad_rows.sentences():
+            warn(sentence, RDropWarning, stacklevel=2)
         if not sources:
             raise UserError(f"there is no text in {', '.join(map(str, paths))}; expected at least one line or row")
         limit, _ = self._limits()

@@ -138,9 +138,10 @@ def _tuning(recipe: Recipe) -> str:
     """Where the settings came from, as far as the recipe tells."""
     if not recipe.compare.chosen:
         return "Nothing was tuned here: alpha and every other value are those of the recipe."
+    settings = {arm: chosen.model_dump(exclude_none=True) for arm, chosen in recipe.compare.chosen.items()}
     chosen = [
-        f"{arm} with {' and '.join(f'{key} {value:g}' for key, value in settings.model_dump(exclude_none=True).items())}"
-        for arm, settings in recipe.compare.chosen.items()
+        f"{arm} with {' and '.join(f'{key} {value:g}' for key, value in values.items())}"
+        for arm, values in settings.items()
     ]
     return f"Arms with settings of their own: {'; '.join(chosen)}. They were chosen before, outside this comparison."
 

@@ -234,6 +234,11 @@ def best(tries: Sequence[Try], metric: Metric) -> Try | None:
 
     Returns:
         The best, or None if each has a run that failed.
+
+    >>> from rdrop.toolkit.metrics import CLASSIFICATION_METRICS
+    >>> tries = [Try(arm="plain", dropout=rate, metrics={}, failed={}, means={"accuracy": 0.9}) for rate in (0.3, 0.1)]
+    >>> best(tries, CLASSIFICATION_METRICS[0]).dropout
+    0.1
     """
     sign = -1 if metric.higher_is_better else 1
     return min(

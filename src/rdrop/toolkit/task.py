@@ -1,7 +1,7 @@
 """What a task family adds to the engine: its data, its network, its metrics, and how a model of it is used.
 
-A family is one module in `rdrop.toolkit.tasks` with a `Recipe` and a `Task`. The engine (`rdrop.toolkit.train`) calls the
-methods in the order in which they stand here. Shapes: B rows of a batch, T positions, C classes, N rows of a split.
+A family is one module in `rdrop.toolkit.tasks` with a `Recipe` and a `Task`. The engine (`rdrop.toolkit.train`) calls
+the methods in the order in which they stand here. Shapes: B rows of a batch, T positions, C classes, N rows of a split.
 """
 
 from __future__ import annotations

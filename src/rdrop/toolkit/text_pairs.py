@@ -18,7 +18,7 @@ TOKENS = List(Value("int32"))
 FEATURES = Features({"input_ids": TOKENS, "labels": TOKENS})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TextPair:
     """What one row of a table says."""
 

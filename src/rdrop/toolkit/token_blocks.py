@@ -98,7 +98,7 @@ class Layout:
             yield self._block(ids, labels)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Blocks(Dataset[dict[str, Ids]]):
     """A split as blocks, with what was counted on the way."""
 

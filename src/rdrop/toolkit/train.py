@@ -384,9 +384,11 @@ class Watch(TrainerCallback):
         self.began = 0.0
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
+        """Starts the clock."""
         self.began = time.perf_counter()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        """Stops the clock."""
         self.times.append(time.perf_counter() - self.began)
 
     def on_log(  # only the state is looked at
@@ -396,6 +398,7 @@ class Watch(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **kwargs: Any,
     ) -> None:
+        """Tells the progress, and looks at the loss."""
         loss = kwargs["logs"].get("loss", 0.0)
         if not math.isfinite(loss):
             raise FloatingPointError(f"the training loss is {loss} at step {state.global_step}")

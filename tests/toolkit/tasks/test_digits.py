@@ -21,11 +21,13 @@ def task(**data: int | None) -> DigitsTask:
 def test_the_split_covers_the_data_once_and_is_stratified() -> None:
     splits = task(train_size=300).load(seed=3)
     assert splits.validation is None
+    assert splits.test is not None
     train, test = splits.train.columns, splits.test.columns
     assert train["pixel_values"].shape == (300, 1, 8, 8)
     assert test["pixel_values"].shape == (1497, 1, 8, 8)
     images = torch.cat([train["pixel_values"], test["pixel_values"]]).flatten(1)
     everything = task(train_size=100).load(seed=9)
+    assert everything.test is not None
     again = torch.cat([everything.train.columns["pixel_values"], everything.test.columns["pixel_values"]])
     assert torch.equal(images.sort(0).values, again.flatten(1).sort(0).values)
     assert train["pixel_values"].dtype == torch.float32
@@ -72,6 +74,7 @@ def test_every_dropout_layer_has_the_rate() -> None:
 def test_a_saved_model_predicts_the_same_from_image_files(tmp_path: Path) -> None:
     first = task()
     rows = first.load(0).test
+    assert rows is not None
     pictures = []
     for index in range(3):
         pixels = (rows[index]["pixel_values"][0] * 255).round().to(torch.uint8)

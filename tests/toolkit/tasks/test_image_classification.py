@@ -368,7 +368,7 @@ def test_a_model_of_transformers_from_a_folder(folder: Path, tmp_path: Path, cap
 
 
 PAIR: dict[str, Any] = {
-    "model": {"second": "test_efficientnet", "dropout": 0.1},
+    "model": {"second": "test_efficientnet", "dropout": 0.0},
     "compare": {"arms": ["plain", "rdrop"]},
 }
 
@@ -378,10 +378,9 @@ def test_two_networks_are_trained_together_and_judged_each_and_on_average(folder
     runs = {arm: train_run(settings, arm, 0, 24, lambda _: None) for arm in settings.compare.arms}
     for record in runs.values():
         assert (record.run.error, record.strategy, record.step_compute) == (None, "single", 1.0)
-        assert {"accuracy", "accuracy_first", "accuracy_second", "nll", "agreement"} <= record.run.metrics.keys()
     names = [metric.name for metric in ImageClassificationTask(settings).metrics]
-    assert names[:2] == ["accuracy", "nll"]
-    assert {"accuracy_first", "accuracy_second"} <= set(names)
+    assert set(names) <= runs["plain"].run.metrics.keys()
+    assert (names[:2], names[-2:]) == (["accuracy", "nll"], ["accuracy_first", "accuracy_second"])
     assert runs["rdrop"].run.curves["divergence"].values[-1] > 0
     assert runs["plain"].run.metrics["nll"] != runs["rdrop"].run.metrics["nll"]
     loss, parts = runs["plain"].run.curves["train_loss"].values, runs["plain"].run.curves["task_loss"].values

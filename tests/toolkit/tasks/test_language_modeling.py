@@ -21,7 +21,7 @@ from rdrop.toolkit.causal_models import continued
 from rdrop.toolkit.recipe_file import built_in_recipes, load_recipe, recipe_text
 from rdrop.toolkit.summary import Listing
 from rdrop.toolkit.task import Splits
-from rdrop.toolkit.tasks import task_class, task_of
+from rdrop.toolkit.tasks import language_modeling, task_class, task_of
 from rdrop.toolkit.tasks.language_modeling import LanguageRecipe, LanguageTask
 from rdrop.toolkit.train import build_model, make_trainer, survey, train_run
 
@@ -220,6 +220,8 @@ def test_streamed_blocks_are_those_of_memory_in_another_order(folder: Path) -> N
         found += [list(block["input_ids"]) for block in streamed.train]
     assert sorted(first) == sorted(second) == sorted(expected)
     assert expected != first != second
+    other = LanguageTask(recipe(folder, data={"streaming": True, "shuffle_buffer": 50})).load(1)
+    assert [list(block["input_ids"]) for block in other.train] != first
     batch = task.collate(list(streamed.train)[:4])
     assert batch["labels"].shape == batch["input_ids"].shape
     with pytest.raises(UserError, match=r"training\.steps is null, but the length of streamed data is not known"):
@@ -360,6 +362,8 @@ def test_a_run_has_everything_that_the_report_shows(folder: Path, arm: Any) -> N
     text = (folder / "test.txt").read_text()
     for prompt, goes_on, _ in continuations.rows:
         assert prompt.removeprefix("<s>") + goes_on.removesuffix("</s>") in text
+    more = train_run(recipe(folder, compare={"samples": 3}), arm, 0, 4, silent).run
+    assert more.exhibits == run.exhibits
     losses = [float(row[-1]) for row in hardest.rows]
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] > run.metrics["nll"]
@@ -400,12 +404,25 @@ def test_a_saved_model_predicts_from_files_without_any_training_data(folder: Pat
     assert written != [answer["continuation"] for answer in second.predict(restored, texts, samples=0, seed=1)]
     how = second.recipe.continuation
     set_seed(0)
-    new = continued(model, first.tokenizer, [[1, *first.tokenizer(text)["input_ids"]] for text in texts], how, 32)[0]
+    new = continued(model, first.tokenizer, ids, how, context=32)
     assert answers[0]["continuation"] == str(first.tokenizer.decode(new)).removesuffix("</s>")
     with torch.no_grad():
         log_p = model(input_ids=torch.tensor([[*ids, *new]]))["logits"][0].log_softmax(-1)
     chosen = [float(log_p[len(ids) - 1 + i, token]) for i, token in enumerate(new)]
     assert answers[0]["confidence"] == pytest.approx(math.exp(sum(chosen) / len(chosen)), rel=1e-4)
+
+
+def test_the_end_of_a_continuation_is_judged_and_not_shown(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, _ = loaded(folder)
+    model = build_model(task, 0).eval()
+    [a, end] = [task.tokenizer("a")["input_ids"][0], task.tokenizer.eos_token_id]
+    monkeypatch.setattr(language_modeling, "continued", lambda *_: [a, end])
+    [answer] = task.predict(model, ["the"], samples=0, seed=0)
+    ids = [1, *task.tokenizer("the")["input_ids"], a, end]
+    with torch.no_grad():
+        log_p = model(input_ids=torch.tensor([ids]))["logits"][0].log_softmax(-1)
+    assert answer["continuation"] == "a"
+    assert answer["confidence"] == pytest.approx(math.exp(float(log_p[3, a] + log_p[4, end]) / 2), rel=1e-4)
 
 
 def test_monte_carlo_dropout_averages_probabilities_and_tells_their_spread(folder: Path) -> None:
@@ -458,7 +475,8 @@ def test_the_full_size_recipe_builds_and_runs_a_few_steps(tmp_path: Path) -> Non
     few = load_recipe("wikitext-103", [f"folder={tmp_path}", *short])
     task: Any = task_of(few)
     task.load(0)
-    model = build_model(task, 0)
+    with torch.device("meta"):
+        model = task.build_model()
     vocabulary = len(task.tokenizer)
     # Embeddings of tokens and positions; twelve layers of GPT-2; the last norm.
     sizes = (vocabulary + 512) * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768

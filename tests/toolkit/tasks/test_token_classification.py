@@ -343,8 +343,8 @@ def line(**values: Any) -> str:
         (
             spoil("dev.jsonl", line(tokens=["a"], tags=["O"]) + line(tokens=["b"], tags=["B-twon"])),
             {},
-            "dev.jsonl:2: tags: got the label 'B-twon', which no row of train.jsonl has; expected one of B-town, I-"
-            "town, O (did you mean 'B-town'?)",
+            "dev.jsonl:2: tags: got the label 'B-twon', which no row of train.jsonl has; expected one of "
+            "B-town, I-town, O (did you mean 'B-town'?)",
         ),
         (
             spoil("dev.jsonl", line(tokens="a b", tags=["O"])),

@@ -222,9 +222,10 @@ class ImageClassificationTask(Task[ImageRecipe]):
 
     @property
     def metrics(self) -> tuple[Metric, ...]:
-        """Those of classification; with two networks, those of their average and the accuracy of each."""
-        each = [] if self.recipe.model.second is None else [_accuracy_of(network) for network in NETWORKS]
-        return (*CLASSIFICATION_METRICS, *each, *CONSISTENCY_METRICS)
+        """Those of classification; for two networks, those of their average and the accuracy of each."""
+        if self.recipe.model.second is None:
+            return (*CLASSIFICATION_METRICS, *CONSISTENCY_METRICS)
+        return (*CLASSIFICATION_METRICS, *map(_accuracy_of, NETWORKS))
 
     def load(self, seed: int) -> Splits:
         """Images and class ids; the classes are those of the training split."""
@@ -292,7 +293,7 @@ class ImageClassificationTask(Task[ImageRecipe]):
         }
 
     def evaluate(self, trainer: RDropTrainer, rows: Rows, *, seed: int, exhibits: bool) -> Evaluation:
-        """Metrics, the consistency gap, reliability, confusions and the images that were classified worst."""
+        """Metrics, the consistency gap of one network, reliability, confusions and the worst images."""
         prediction = trainer.predict(rows)
         scores: Any = prediction.predictions
         labels = np.asarray(prediction.label_ids)
@@ -301,7 +302,9 @@ class ImageClassificationTask(Task[ImageRecipe]):
         if exhibits:
             shown = [confusion(logits, labels, self.names)] if len(self.names) <= MOST_CLASSES else []
             shown.append(self._worst(rows, logits, labels))
-        metrics = self.measure(scores, labels) | self.consistency(trainer, rows, seed)
+        metrics = self.measure(scores, labels)
+        if self.recipe.model.second is None:  # the gap is about two passes of one network
+            metrics |= self.consistency(trainer, rows, seed)
         return Evaluation(metrics, reliability(logits, labels), shown)
 
     def save(self, model: nn.Module, folder: Path) -> None:

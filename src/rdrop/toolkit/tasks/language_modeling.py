@@ -352,27 +352,22 @@ class LanguageTask(Task[LanguageRecipe]):
             masks; the `perplexity` and the number of `tokens` of the text itself. With samples each probability is the
             mean over the masks; the continuation is written with dropout off in any case.
         """
-        size, how = self.recipe.training.eval_batch_size, self.recipe.continuation
-        layout = self._layout(evaluation=True)
+        how, layout = self.recipe.continuation, self._layout(evaluation=True)
         set_seed(seed)
-        for first in range(0, len(rows), size):
-            texts = rows[first : first + size]
-            pieces = [piece.ids for piece in token_pieces(self.tokenizer, [Piece(text, False) for text in texts])]
-            prompts = [[layout.start, *ids] for ids in pieces]
-            written = continued(model, self.tokenizer, prompts, how, self.recipe.data.block_size)
-            for text, ids, new in zip(texts, pieces, written, strict=True):
-                blocks = list(layout.blocks([TokenPiece([*ids, *new], ends=False)]))
-                mean, spread = self._probabilities(model, blocks, samples)
-                answer: dict[str, Any] = {
-                    "text": text,
-                    "continuation": self.tokenizer.decode(new[:-1] if new[-1] == layout.end else new),
-                    "confidence": float(mean[len(ids) :].log().mean().exp()),
-                }
-                if samples:
-                    answer["spread"] = float(spread[len(ids) :].mean())
-                answer["perplexity"] = float(mean[: len(ids)].log().mean().neg().exp())
-                answer["tokens"] = len(ids)
-                yield answer
+        for text in rows:
+            [piece] = token_pieces(self.tokenizer, [Piece(text, ends=False)])
+            ids = list(piece.ids)
+            new = continued(model, self.tokenizer, [layout.start, *ids], how, self.recipe.data.block_size)
+            blocks = list(layout.blocks([TokenPiece([*ids, *new], ends=False)]))
+            mean, spread = self._probabilities(model, blocks, samples)
+            answer: dict[str, Any] = {
+                "text": text,
+                "continuation": self.tokenizer.decode(new[:-1] if new[-1] == layout.end else new),
+                "confidence": float(mean[len(ids) :].log().mean().exp()),
+            }
+            if samples:
+                answer["spread"] = float(spread[len(ids) :].mean())
+            yield answer | {"perplexity": float(mean[: len(ids)].log().mean().neg().exp()), "tokens": len(ids)}
 
     def _probabilities(self, model: nn.Module, rows: Rows, samples: int) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation over masks of the probability of each predicted token of some blocks."""

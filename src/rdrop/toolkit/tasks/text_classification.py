@@ -289,5 +289,7 @@ class TextTask(Task[TextRecipe]):
         return Dataset.from_dict(self._columns(unlabelled(paths, self.recipe.data, self.table))[0])
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
-        """The class, number or labels of each text."""
-        return self.answer.predictions(model, self.batches(rows, model), self.names, samples, seed)
+        """Each text with its class, number or labels."""
+        answers = self.answer.predictions(model, self.batches(rows, model), self.names, samples, seed)
+        for texts, answer in zip(rows["texts"], answers, strict=True):
+            yield {**dict(zip(("text", "pair"), texts, strict=False)), **answer}
