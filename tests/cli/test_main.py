@@ -10,8 +10,10 @@ import pytest
 
 import rdrop.cli
 from rdrop.cli import MISSING_EXTRA, main
+from rdrop.cli.app import app
 from rdrop.toolkit.recipe_file import built_in_recipes
 
+COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
 HEAVY = ["torch", "transformers", "numpy", "sklearn", "timm"]
 
 
@@ -41,9 +43,37 @@ print(json.dumps([name for name in {HEAVY!r} if name in sys.modules]))
 
 
 def test_help_loads_neither_torch_nor_anything_else_that_is_heavy() -> None:
-    helps = [["--help"], *([name, "--help"] for name in ("compare", "inspect", "recipes", "env"))]
+    helps = [["--help"], *([name, "--help"] for name in COMMANDS)]
     light = [["--version"], ["compare", "--schema"], ["recipes"]]
     assert heavy_imports(*helps, *light) == []
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (["rdrop", "ev"], ["evaluate"]),
+        (["rdrop", "train", "--re"], ["--resume"]),
+        (["rdrop", "train", "--arm", ""], ["plain", "twice", "rdrop", "longer"]),
+        (["rdrop", "init", "dig"], ["digits"]),
+        (["rdrop", "recipes", "digi"], ["digits"]),
+        (["rdrop", "evaluate", "--split", "v"], ["validation"]),
+        (["rdrop", "export", "--format", ""], ["huggingface", "onnx"]),
+    ],
+)
+def test_the_shell_completes_commands_options_and_words(
+    typed: list[str], offered: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"_RDROP_COMPLETE": "complete_bash", "COMP_WORDS": " ".join(typed), "COMP_CWORD": str(len(typed) - 1)}
+    for name, value in asked.items():
+        monkeypatch.setenv(name, value)
+    assert run() == 0
+    assert capsys.readouterr().out.split() == offered
+
+
+def test_completion_is_light() -> None:
+    asked = {"_RDROP_COMPLETE": "complete_bash", "COMP_WORDS": "rdrop init dig", "COMP_CWORD": "2"}
+    assert heavy_imports([], extra=f"import os; os.environ.update({asked!r})") == []
+    assert heavy_imports([], extra="import os; os.environ['_RDROP_COMPLETE'] = 'source_bash'") == []
 
 
 def test_the_check_of_imports_can_fail() -> None:

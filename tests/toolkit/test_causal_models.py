@@ -113,7 +113,7 @@ def test_a_folder_with_another_kind_of_model_is_told(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, pad_token_id=0)
     save_causal(GPT2ForSequenceClassification(config), characters(), tmp_path)
     with pytest.raises(
-        UserError, match=r"holds a GPT2ForSequenceClassification, expected a causal language model; the fol"
+        UserError, match=r"holds a GPT2ForSequenceClassification, expected a GPT2LMHeadModel; the folder bel"
     ):
         restore_causal(tmp_path, dropout=None)
 

@@ -73,20 +73,22 @@ def test_one_beam_takes_the_most_probable_token_each_time() -> None:
     assert found(model) == expected
 
 
-@pytest.mark.parametrize("penalty", [0.0, 1.0, 3.0])
-def test_as_many_beams_as_there_are_outputs_find_the_best_one(penalty: float) -> None:
+def test_as_many_beams_as_there_are_outputs_find_the_best_one() -> None:
     model = network()
-    texts = [
-        (*start, last)
-        for length in (1, 2)
-        for start in product(set(range(TOKENS)) - {END}, repeat=length - 1)
-        for last in (range(TOKENS) if length == 2 else [END])
-    ]
-    best = [
-        max(texts, key=lambda text: float(log_probability(model, row, text).sum()) / len(text) ** penalty)
-        for row in range(3)
-    ]
-    assert found(model, beams=TOKENS, max_length=2, length_penalty=penalty) == [list(text) for text in best]
+    model.final_logits_bias[0, END] = 2.0
+    texts = [(END,), *product(set(range(TOKENS)) - {END}, range(TOKENS))]
+
+    def best(penalty: float) -> list[list[int]]:
+        """By trying all outputs of at most two tokens."""
+        chosen = []
+        for row in range(3):
+            scores = [float(log_probability(model, row, text).sum()) / len(text) ** penalty for text in texts]
+            chosen.append(list(texts[max(range(len(texts)), key=scores.__getitem__)]))
+        return chosen
+
+    for penalty in (0.0, 1.0, 3.0):
+        assert found(model, beams=TOKENS, max_length=2, length_penalty=penalty) == best(penalty)
+    assert best(1.0) != best(3.0)
 
 
 def test_an_output_ends_where_its_text_does_and_is_no_longer_than_allowed() -> None:

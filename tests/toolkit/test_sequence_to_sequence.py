@@ -74,8 +74,8 @@ def test_the_splits_are_the_tables_in_tokens_of_one_vocabulary(folder: Path) -> 
 
 
 def test_what_is_held_out_and_drawn_is_decided_by_the_seed_unless_the_recipe_has_one(folder: Path) -> None:
-    def parts(seed: int, split_seed: int | None) -> tuple[list[str], list[str]]:
-        data = {"validation": None, "validation_fraction": 0.25, "train_size": 20, "split_seed": split_seed}
+    def parts(seed: int, split_seed: int | None, validation: str | None = None) -> tuple[list[str], list[str]]:
+        data = {"validation": validation, "validation_fraction": 0.25, "train_size": 20, "split_seed": split_seed}
         task = tiny.task(folder, data=data, training={"batching": "random"})
         splits: Any = task.load(seed)
         return texts(task, splits.train, "input_ids"), splits.validation["source"][:]
@@ -86,6 +86,8 @@ def test_what_is_held_out_and_drawn_is_decided_by_the_seed_unless_the_recipe_has
     assert all(training.count(text) + held_out.count(text) <= everything.count(text) for text in everything)
     assert parts(0, None) == (training, held_out) != parts(1, None)
     assert parts(0, 7) == parts(1, 7) == parts(7, None)
+    assert parts(0, None, "dev.tsv")[0] != parts(1, None, "dev.tsv")[0]
+    assert parts(0, None, "dev.tsv")[1] == [source for source, _ in tiny.pairs(9, 1)]
 
 
 def test_texts_that_are_cut_are_counted_for_each_split(folder: Path) -> None:

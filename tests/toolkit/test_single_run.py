@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from rdrop.errors import UserError
-from rdrop.toolkit.single_run import TrainingRecord, read_record, read_recipe, restore, train
+from rdrop.toolkit.single_run import TrainingRecord, read_recipe, read_record, restore, train
 from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 RECIPE = DigitsRecipe.model_validate(
@@ -193,7 +193,7 @@ def test_a_finished_run_is_not_made_again(undisturbed: Path) -> None:
 
 
 def test_a_folder_of_something_else_is_refused(undisturbed: Path) -> None:
-    with pytest.raises(UserError, match="already holds a run. Complete it with --resume"):
+    with pytest.raises(UserError, match=r"already holds a run\. Complete it with --resume"):
         run(undisturbed)
     with pytest.raises(UserError, match="holds a run of the arm rdrop; got plain"):
         run(undisturbed, resume=True, arm="plain")

@@ -56,7 +56,7 @@ TWO: list[Values] = [{"text": "Guten Tag", "label": "1"}, {"text": "Ade", "label
     ("name", "content", "first"),
     [
         ("a.csv", "text,more,label\nGuten Tag,x,1\nAde,y,0\n", 2),
-        ("a.CSV.GZ", gzip.compress(b"label,text\r\n1,Guten Tag\r\n0,Ade"), 2),
+        ("a.CSV.GZ", gzip.compress(b"label,text\r\n1,Guten Tag\r\n0,Ade", mtime=0), 2),
         ("a.tsv", "text\tlabel\nGuten Tag\t1\nAde\t0\n", 2),
         ("a.tsv.gz", "label\ttext\n1\tGuten Tag\n0\tAde", 2),
         ("a.jsonl", '{"text": "Guten Tag", "label": "1", "x": [1]}\n{"label": "0", "text": "Ade"}', 1),

@@ -103,7 +103,7 @@ def test_an_unknown_encoding_is_named_with_its_key(tmp_path: Path, encoding: str
 @pytest.mark.parametrize(
     ("data", "remedy"),
     [
-        (gzip.compress(b"text\n"), "is gzipped; name it with .gz at the end"),
+        (gzip.compress(b"text\n", mtime=0), "is gzipped; name it with .gz at the end"),
         (b"PK\x03\x04rest", "is a zip archive or a spreadsheet; unpack it, or export the sheet as CSV"),
         (b"PAR1rest", "is Parquet; name it .parquet"),
     ],

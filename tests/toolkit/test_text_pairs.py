@@ -66,6 +66,9 @@ def test_long_texts_are_cut_before_their_end_and_counted() -> None:
         assert row[:-1] == all_of_it[:-1][:3]
     short.ids(TEXTS)
     assert short.read == 6
+    exact = limit(max(map(len, complete)))
+    assert exact.ids(TEXTS) == complete
+    assert exact.cut == 0
 
 
 def test_a_prefix_is_put_before_every_text() -> None:

@@ -10,7 +10,10 @@ from typing import Annotated
 import typer
 
 from rdrop.cli import printable
+from rdrop.cli.completion import begun
 from rdrop.errors import UserError
+
+SPLITS = ("test", "validation")
 
 
 def evaluate(
@@ -23,12 +26,14 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="test or validation.")] = "test",
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="test or validation.", autocompletion=begun(lambda: SPLITS))
+    ] = "test",
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:
     """Judge a trained model on a split of its recipe, or on files that you name."""
-    if split not in ("test", "validation"):
-        raise UserError(f"got --split {split}, expected test or validation")
+    if split not in SPLITS:
+        raise UserError(f"got --split {split}, expected {' or '.join(SPLITS)}")
     from rich.console import Console
 
     from rdrop.cli.quiet import quiet, tell_notes

@@ -7,17 +7,23 @@ from typing import Annotated
 
 import typer
 
+from rdrop.cli.completion import begun
 from rdrop.errors import UserError
+
+FORMATS = ("huggingface", "onnx")
 
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A folder that `rdrop train` made.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the export goes; it must not exist yet.")],
-    form: Annotated[str, typer.Option("--format", metavar="FORMAT", help="huggingface, or onnx.")] = "huggingface",
+    form: Annotated[
+        str,
+        typer.Option("--format", metavar="FORMAT", help="huggingface, or onnx.", autocompletion=begun(lambda: FORMATS)),
+    ] = "huggingface",
 ) -> None:
     """Write a trained model as a Hugging Face folder with a model card, or as an ONNX file, checked against torch."""
-    if form not in ("onnx", "huggingface"):
-        raise UserError(f"got --format {form}, expected onnx or huggingface")
+    if form not in FORMATS:
+        raise UserError(f"got --format {form}, expected {' or '.join(FORMATS)}")
     from rich.console import Console
 
     from rdrop.cli.quiet import quiet

@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from rdrop.cli.completion import begun, tasks
 from rdrop.errors import UserError
 
 
 def init(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="What is to be learned; `rdrop init list` names them.")],
+    task: Annotated[
+        str,
+        typer.Argument(
+            metavar="TASK", help="What is to be learned; `rdrop init list` names them.", autocompletion=begun(tasks)
+        ),
+    ],
     changes: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Fields to set, for example data.train=mine.csv.", show_default=False),
@@ -33,6 +39,10 @@ def init(
         hint = f"; did you mean {close}?" if close else ""
         raise UserError(f"got {task!r}, expected one of the tasks {', '.join(TASK_NAMES)}{hint}")
     path = out or Path(f"{task}.yaml")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected the name of a file, for example {path / f'{task}.yaml'}")
+    if not path.parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for {path}; make it first")
     if path.exists() and not force:
         raise UserError(f"{path} exists already; name another file with --out, or replace it with --force")
     from rdrop.toolkit.recipe_file import load_recipe, recipe_text

@@ -7,9 +7,15 @@ from typing import Annotated
 
 import typer
 
+from rdrop.cli.completion import begun
+from rdrop.cli.completion import recipes as built_in
+
 
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="The recipe to print; all are listed without it.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="The recipe to print; all are listed without it.", autocompletion=begun(built_in)),
+    ] = None,
 ) -> None:
     """List the built-in recipes, or print one to copy: `rdrop recipes digits > my.yaml`."""
     import yaml

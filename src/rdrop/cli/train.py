@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from rdrop.cli.completion import arms, begun
 from rdrop.cli.quiet import quiet, tell_notes
 from rdrop.cli.recipe_words import RUNS, WORDS_HELP, default_folder, recipe_and_changes
 from rdrop.errors import UserError
@@ -25,7 +26,9 @@ def train(
     arm: Annotated[
         str | None,
         typer.Option(
-            metavar="ARM", help="plain, twice, rdrop or longer. Default: rdrop, or that of the run to go on with."
+            metavar="ARM",
+            help="plain, twice, rdrop or longer. Default: rdrop, or that of the run to go on with.",
+            autocompletion=begun(arms),
         ),
     ] = None,
     seed: Annotated[

@@ -34,6 +34,7 @@ class RunStory:
 
     name: str
     record: TrainingRecord
+    passes: str
     recipe: str
 
 
@@ -107,7 +108,7 @@ def render_training_report(records: Sequence[TrainingRecord]) -> str:
         sections=_sections(runs),
         exhibits=views(sources),
         stories=[
-            RunStory(name, record, yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True))
+            RunStory(name, record, _passes(record), yaml.safe_dump(record.recipe, sort_keys=False, allow_unicode=True))
             for name, record in zip(names, records, strict=True)
         ],
         count=count,
@@ -229,24 +230,22 @@ def _facts(
                 others=[(other, _value(held, metric, formats)) for other, held in others],
             )
         )
+    compute = f", {ratio(record.step_compute)} the operations of a plain step" if record.passes > 1 else ""
     training = Fact(
         label=f"Training{of_first}",
         value=f"{record.run.optimizer_steps:,}",
         unit="optimizer steps",
-        detail=f"{_effort(record)}.",
+        detail=f"{_passes(record)} in each{compute}.",
         verdict="",
         tone="",
         strip=None,
-        others=[(other, f"{held.run.optimizer_steps:,} steps, {_effort(held)}") for other, held in others],
+        others=[(other, f"{held.run.optimizer_steps:,} steps, {_passes(held)}") for other, held in others],
     )
     return [*facts, training]
 
 
-def _effort(record: TrainingRecord) -> str:
-    """The passes of a step, and its operations against a plain one."""
-    if record.passes == 1:
-        return "1 pass in each"
-    return f"{record.passes} passes in each, {ratio(record.step_compute)} the operations of a plain step"
+def _passes(record: TrainingRecord) -> str:
+    return "1 pass" if record.passes == 1 else f"{record.passes} passes"
 
 
 def _row(metric: Metric, records: Sequence[TrainingRecord], shown: MetricFormat) -> MetricRow:
@@ -257,14 +256,15 @@ def _row(metric: Metric, records: Sequence[TrainingRecord], shown: MetricFormat)
     )
 
 
-def _unlike(records: Sequence[TrainingRecord]) -> list[str]:
-    """In what the runs differ so that their metrics must not be set against each other."""
+def _unlike(records: Sequence[TrainingRecord]) -> str:
+    """In what the runs differ so that their metrics must not be set against each other; nothing if in nothing."""
     what = {
         "the task": {record.task for record in records},
         "the data": {record.data for record in records},
         "the split": {record.split for record in records},
     }
-    return [name for name, found in what.items() if len(found) > 1]
+    *others, last = [name for name, found in what.items() if len(found) > 1] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _sections(runs: Summary) -> list[Section]:

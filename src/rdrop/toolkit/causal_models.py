@@ -169,10 +169,10 @@ def restore_causal(folder: Path, dropout: float | None) -> tuple[nn.Module, PreT
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
     model: Any = _telling_its_loss(load_weights(AutoModelForCausalLM, str(folder)))
-    if type(model).__name__ not in (model.config.architectures or []):
+    saved = ", ".join(model.config.architectures or ["model of no name"])
+    if type(model).__name__ != saved:
         raise UserError(
-            f"{folder} holds a {', '.join(model.config.architectures or ['model of no name'])}, expected a causal language "
-            "model; the folder belongs to another recipe"
+            f"{folder} holds a {saved}, expected a {type(model).__name__}; the folder belongs to another recipe"
         )
     return apply_dropout(model, dropout), pretrained_tokenizer(str(folder))
 

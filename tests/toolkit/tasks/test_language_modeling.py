@@ -429,8 +429,9 @@ def test_monte_carlo_dropout_averages_probabilities_and_tells_their_spread(folde
     task, _ = loaded(folder)
     model = build_model(task, 0)
     off = next(iter(task.predict(model, ["the cat"], samples=0, seed=0)))
-    averaged = next(iter(task.predict(model, ["the cat"], samples=30, seed=0)))
+    averaged, second = task.predict(model, ["the cat", "a dog"], samples=30, seed=0)
     assert averaged["continuation"] == off["continuation"]
+    assert second["continuation"] == list(task.predict(model, ["the", "a dog"], samples=0, seed=0))[1]["continuation"]
     assert 0 < averaged["spread"] < averaged["confidence"]
     assert averaged["confidence"] == pytest.approx(off["confidence"], rel=0.1)
     assert averaged["confidence"] != off["confidence"]
@@ -447,6 +448,16 @@ def test_a_trained_model_is_a_pretrained_one_of_another_run(folder: Path) -> Non
     run = train_run(task.recipe, "rdrop", 0, 4, silent).run
     assert run.error is None
     assert run.curves["divergence"].values[0] > 0
+
+
+def test_a_model_is_not_judged_on_tokens_of_another_vocabulary(folder: Path) -> None:
+    first, _ = loaded(folder)
+    first.save(build_model(first, 0), folder / "model")
+    (folder / "train.txt").write_text(sentences(90, 5) + "Ω\n")
+    second, _ = loaded(folder)
+    learned = second.names
+    second.restore(folder / "model")
+    assert learned != second.names == first.names
 
 
 def test_a_folder_without_a_model_is_told(folder: Path) -> None:

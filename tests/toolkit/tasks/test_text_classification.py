@@ -282,7 +282,9 @@ def test_a_model_is_saved_and_restored_and_predicts(folder: Path, encoder: str, 
     answers = list(again.predict(restored, rows, samples=0, seed=0))
     assert len(answers) == 16
     assert json.loads(json.dumps(answers)) == answers
-    assert [(said["text"], said["pair"]) for said in answers[:2]] == [(row["text"], row["other"]) for row in opinions(2)]
+    assert [(said["text"], said["pair"]) for said in answers[:2]] == [
+        (row["text"], row["other"]) for row in opinions(2)
+    ]
     logits = trainer_of(task, splits, model, folder).predict(splits.judged("test")).predictions
     for said, expected in zip(answers, torch.tensor(logits), strict=False):
         if answer == "classification":

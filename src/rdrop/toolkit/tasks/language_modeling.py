@@ -175,6 +175,12 @@ class LanguageTask(Task[LanguageRecipe]):
         return self._tokenizer
 
     @property
+    def names(self) -> list[str]:
+        """The tokens by id: text that was made tokens by other ones means nothing to a restored model."""
+        ids = self.tokenizer.get_vocab()
+        return sorted(ids, key=ids.__getitem__)
+
+    @property
     def counts_characters(self) -> bool:
         """Whether the tokens stand for all characters of the text; words leave out the white space between them."""
         return self.recipe.model.name is not None or self.recipe.data.vocabulary != "word"
@@ -353,8 +359,8 @@ class LanguageTask(Task[LanguageRecipe]):
             mean over the masks; the continuation is written with dropout off in any case.
         """
         how, layout = self.recipe.continuation, self._layout(evaluation=True)
-        set_seed(seed)
-        for text in rows:
+        for index, text in enumerate(rows):
+            set_seed((seed + index) % 2**32)  # so that what is written does not depend on what was drawn before
             [piece] = token_pieces(self.tokenizer, [Piece(text, ends=False)])
             ids = list(piece.ids)
             new = continued(model, self.tokenizer, [layout.start, *ids], how, self.recipe.data.block_size)
