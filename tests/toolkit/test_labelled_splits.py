@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from rdrop.errors import UserError
 from rdrop.toolkit import labelled_splits
-from rdrop.toolkit.labelled_splits import LabelledData, split_paths, streamed
+from rdrop.toolkit.labelled_splits import LabelledData, split_paths, streamed, tokenized
 
 
 def test_streamed_rows_come_once_an_epoch_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,6 +37,19 @@ def test_streamed_rows_come_once_an_epoch_in_an_order_of_its_own(monkeypatch: py
     assert second != first
     assert len(reads) == 2
     assert all(row["square"] == row["number"] ** 2 for row in rows)
+
+
+def test_many_examples_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelled_splits, "CHUNK", 7)
+    chunks: list[int] = []
+
+    def columns(some: Sequence[int]) -> tuple[dict[str, list[int]], int]:
+        chunks.append(len(some))
+        return {"number": list(some)}, sum(n > 10 for n in some)
+
+    rows, long = tokenized(range(20), columns)
+    assert rows["number"][:] == list(range(20))
+    assert (long, chunks) == (9, [7, 7, 6])
 
 
 def test_a_split_stays_in_the_folder_and_is_not_the_training_split(tmp_path: Path) -> None:

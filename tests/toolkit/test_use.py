@@ -112,6 +112,7 @@ def test_predictions_are_those_of_the_model_in_the_order_of_the_files(trained: P
     answers = predict(trained, images)
     backwards = predict(trained, images[::-1])
     assert [answer["label"] for answer in answers] == [answer["label"] for answer in backwards][::-1]
+    assert [answer["image"] for answer in answers] == [str(path) for path in images]
     for answer in answers:
         assert answer["confidence"] == max(answer["probabilities"].values())
         assert answer["label"] == max(answer["probabilities"], key=answer["probabilities"].__getitem__)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from rdrop.errors import UserError
 from rdrop.toolkit.single_run import EXAMPLE_FILE, MODEL_FOLDER, TrainingRecord, read_record, restore
+from rdrop.toolkit.use import names_of
 
 ONNX_FILE = "model.onnx"
 TOLERANCE = 1e-3
@@ -201,7 +202,7 @@ def export_onnx(run: Path, out: Path) -> str:
     except ModuleNotFoundError as error:
         raise UserError(f'{error.name} is not installed; export to ONNX needs pip install "rdrop[onnx]"') from error
     record = read_record(run)
-    _, model = restore(run)
+    task, model = restore(run)
     kind = type(model).__name__
     inputs = _inputs(model, load_file(run / MODEL_FOLDER / EXAMPLE_FILE))
     graph = _Logits(model, list(inputs)).eval()
@@ -231,8 +232,7 @@ def export_onnx(run: Path, out: Path) -> str:
                 f"the ONNX graph of {kind} answers differently from torch, by {worst:.2g} of the largest logit, "
                 f"expected at most {TOLERANCE:g}; nothing was written"
             )
-        labels = getattr(getattr(model, "config", None), "id2label", None)
-        described = {"task": record.task, "inputs": list(inputs), "output": "logits", "labels": labels}
+        described = {"task": record.task, "inputs": list(inputs), "output": "logits", "labels": names_of(task)}
         (part / "model.json").write_text(json.dumps(described, indent=1), encoding="utf-8")
     return (
         f"{out / ONNX_FILE}: inputs {', '.join(inputs)}; the largest difference to torch is {worst:.1e} of the largest "

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 from warnings import warn
 
 import numpy as np
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from pydantic import Field, model_validator
 
 from rdrop.errors import RDropWarning, UserError
@@ -24,7 +24,7 @@ from rdrop.toolkit.task import Rows, Splits
 
 E = TypeVar("E")
 
-CHUNK = 1000  # streamed examples that are tokenized at once
+CHUNK = 5000  # examples that are tokenized at once: what a tokenizer returns needs far more room than a data set
 
 
 class LabelledData(TableData):
@@ -216,7 +216,7 @@ def unlabelled(paths: Sequence[Path], data: LabelledData, table: Table[E]) -> li
 
 def tokenized_splits(
     splits: LabelledSplits[E],
-    columns: Callable[[list[E]], tuple[dict[str, Any], int]],
+    columns: Callable[[Sequence[E]], tuple[dict[str, Any], int]],
     data: LabelledData,
     seed: int,
     *,
@@ -236,8 +236,7 @@ def tokenized_splits(
     rows: dict[str, Rows] = {}
     notes = list(splits.notes)
     for part, examples in splits.parts.items():
-        made, long = columns(examples)
-        rows[part] = Dataset.from_dict(made)
+        rows[part], long = tokenized(examples, columns)
         if long:
             notes.append(
                 f"{long:,} of {len(examples):,} examples of the {part} split have more than {data.max_length} tokens "
@@ -253,6 +252,28 @@ def tokenized_splits(
         )
     description = f"{heading}: {splits.description}."
     return Splits(rows["train"], rows["validation"], rows.get("test"), description, tuple(notes))
+
+
+def tokenized(
+    examples: Sequence[E], columns: Callable[[Sequence[E]], tuple[dict[str, Any], int]]
+) -> tuple[Dataset, int]:
+    """Examples as rows in memory, and how many of them have too many tokens.
+
+    Args:
+        examples: At least one.
+        columns: Makes columns of some examples, and counts those that have too many tokens.
+
+    >>> rows, _ = tokenized(["a", "bc"], lambda some: ({"length": [len(text) for text in some]}, 0))
+    >>> rows["length"][:]
+    [1, 2]
+    """
+    parts: list[Dataset] = []
+    count = 0
+    for start in range(0, len(examples), CHUNK):
+        made, long = columns(examples[start : start + CHUNK])
+        parts.append(Dataset.from_dict(made))
+        count += long
+    return concatenate_datasets(parts), count
 
 
 def streamed(

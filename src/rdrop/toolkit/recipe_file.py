@@ -46,8 +46,8 @@ class Override:
 def built_in_recipes() -> dict[str, str]:
     """Names of the recipes in the package and their text.
 
-    >>> list(built_in_recipes())
-    ['digits']
+    >>> "digits" in built_in_recipes()
+    True
     """
     folder = files("rdrop").joinpath("recipes")
     found = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda item: item.name)

@@ -54,12 +54,12 @@ def evaluate_run(run: Path, changes: Sequence[str]) -> Judgement:
     seed = record.run.seed
     task: Task[Any] = task_of(recipe_of(arm_of(record), _changed(run, changes)))
     splits = task.load(seed)
-    learned = _names(task)
+    learned = names_of(task)
     # After the data: the label names and the vocabulary are those of the model.
     model = task.restore(run / MODEL_FOLDER)
-    if _names(task) != learned:
+    if names_of(task) != learned:
         raise UserError(
-            f"the training data give the labels {_few(learned)}, but the model of {run} knows {_few(_names(task))}; "
+            f"the training data give the labels {_few(learned)}, but the model of {run} knows {_few(names_of(task))}; "
             "expected the training data that it was trained with"
         )
     goal = objective("plain", task.recipe)
@@ -73,15 +73,15 @@ def evaluate_run(run: Path, changes: Sequence[str]) -> Judgement:
     return Judgement(split, splits.description, splits.notes, task.metrics, found.metrics)
 
 
+def names_of(task: Task[Any]) -> list[str]:
+    """What the classes of the logits are called, once `load` or `restore` has learned it; nothing if nobody knows."""
+    return list(getattr(task, "names", ()))
+
+
 def _changed(run: Path, changes: Sequence[str]) -> Recipe:
     """The recipe of a run with some fields changed, and without trackers, which have nothing to log here."""
     recipe = load_recipe(run / RECIPE_FILE, changes)
     return recipe.model_copy(update={"training": recipe.training.model_copy(update={"report_to": []})})
-
-
-def _names(task: Task[Any]) -> list[str]:
-    """The label names that a task has learned; none where its answers are not labels."""
-    return list(getattr(task, "names", ()))
 
 
 def _few(names: Sequence[str]) -> str:

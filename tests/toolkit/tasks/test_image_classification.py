@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from rdrop.toolkit.tasks.image_classification import ImageClassificationTask, Im
 from rdrop.toolkit.train import build_model, planned_steps, survey, train_run
 
 Sections = dict[str, Any]
+DATA = Path(os.environ.get("RDROP_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
 
 def recipe(folder: Path, **sections: Any) -> ImageRecipe:
@@ -415,3 +417,30 @@ def test_more_classes_than_a_table_can_show(tmp_path: Path) -> None:
     assert run.error is None
     assert [exhibit.kind for exhibit in run.exhibits] == ["gallery"]
     assert planned_steps(*load(tmp_path, data={"validation_fraction": 0.5})) == 2 * 13
+
+
+def real(name: str) -> Path:
+    """The folder of a data set, which not every machine has."""
+    if not (DATA / name).is_dir():
+        pytest.skip(f"there is no {DATA / name}; set RDROP_DATA to the folder of the data sets")
+    return DATA / name
+
+
+def test_plant_seedlings_as_a_table_and_as_folders() -> None:
+    folder = real("plant_seedlings")
+    data = {"train": "val/labels.csv", "test": "test", "validation_fraction": 0.1, "classes": "classes.txt"}
+    task, splits = load(folder, data=data)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (637, 71, 723)
+    assert task.names == (folder / "classes.txt").read_text().split()
+    [note] = splits.notes  # no image is in two splits
+    assert note.startswith("Files beside the folders of the classes are not used: labels.csv in ")
+    assert names_of(splits.test)[0].startswith("test/Black-grass/")
+
+
+def test_cifar10_as_parquet_with_numbers_for_labels() -> None:
+    data = {"train": "test.parquet", "classes": "classes.txt", "train_size": 100, "validation_fraction": 0.01}
+    task, splits = load(real("cifar10"), data=data)
+    assert task.names[:3] == ["airplane", "automobile", "bird"]
+    assert Counter(splits.train.labels) == dict.fromkeys(range(10), 10)
+    assert len(splits.validation) == 100
+    assert splits.train.photos[0].pixels.shape == (32, 32, 3)

@@ -113,6 +113,23 @@ class TensorRows(Dataset[dict[str, Tensor]]):
         return {name: column[rows] for name, column in self.columns.items()}
 
 
+class ImageFiles(TensorRows):
+    """Image files as grey images `(N, 1, 8, 8)` in 0..1.
+
+    Args:
+        paths: The files.
+
+    Raises:
+        UserError: A file cannot be read, or is no image.
+    """
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.paths = paths
+        images = [read_image(path).convert("L").resize((8, 8)) for path in paths]
+        pixels = torch.stack([torch.from_numpy(np.asarray(image, dtype=np.float32)) for image in images])
+        super().__init__(pixel_values=pixels.view(-1, 1, 8, 8) / 255)
+
+
 class DigitsCNN(nn.Module):
     """Two 3x3 convolutions (32, 64), max-pooling, dropout, linear 128, dropout, linear: 8x8 images to logits.
 
@@ -223,13 +240,13 @@ class DigitsTask(Task[DigitsRecipe]):
             ) from None
         return model
 
-    def read(self, paths: Sequence[Path]) -> TensorRows:
-        """Image files as grey images `(N, 1, 8, 8)`, a bright digit on dark ground."""
-        images = [read_image(path).convert("L").resize((8, 8)) for path in paths]
-        pixels = torch.stack([torch.from_numpy(np.asarray(image, dtype=np.float32)) for image in images])
-        return TensorRows(pixel_values=pixels.view(-1, 1, 8, 8) / 255)
+    def read(self, paths: Sequence[Path]) -> ImageFiles:
+        """Image files as grey images, a bright digit on dark ground."""
+        return ImageFiles(paths)
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
-        """Class and confidence of each image."""
+        """Class and confidence of each image, with its file."""
         names = [str(digit) for digit in range(CLASSES)]
-        return class_predictions(model, self.batches(rows, model), names, samples=samples, seed=seed)
+        answers = class_predictions(model, self.batches(rows, model), names, samples=samples, seed=seed)
+        for path, answer in zip(rows.paths, answers, strict=True):
+            yield {"image": str(path), **answer}

@@ -18,7 +18,7 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.label_names import LabelNames
-from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized_splits, unlabelled
+from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized, tokenized_splits, unlabelled
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, reliability, with_main_metric
 from rdrop.toolkit.recipe import Recipe, fault
 from rdrop.toolkit.rows import BadRows, Row, text_value
@@ -286,7 +286,7 @@ class TextTask(Task[TextRecipe]):
 
     def read(self, paths: Sequence[Path]) -> Dataset:
         """Tables with the columns of texts, or, where a text stands alone, .txt files with one in each line."""
-        return Dataset.from_dict(self._columns(unlabelled(paths, self.recipe.data, self.table))[0])
+        return tokenized(unlabelled(paths, self.recipe.data, self.table), self._columns)[0]
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """Each text with its class, number or labels."""

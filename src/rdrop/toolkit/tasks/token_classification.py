@@ -31,7 +31,7 @@ from rdrop.errors import UserError
 from rdrop.integrations.transformers import IGNORE_INDEX, RDropTrainer
 from rdrop.toolkit.generated_text import token_nll
 from rdrop.toolkit.label_names import LabelNames, without_examples
-from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized_splits, unlabelled
+from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized, tokenized_splits, unlabelled
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS
 from rdrop.toolkit.metrics.tagging import TAGGING_METRICS, require_entity_tags, tagging_metrics
 from rdrop.toolkit.monte_carlo import sampled
@@ -281,7 +281,7 @@ class TokenTask(Task[TokenRecipe]):
 
     def read(self, paths: Sequence[Path]) -> Dataset:
         """Files of the kinds of training without tags, or .txt files with a sentence in each line."""
-        return Dataset.from_dict(self._columns(unlabelled(paths, self.recipe.data, self.table))[0])
+        return tokenized(unlabelled(paths, self.recipe.data, self.table), self._columns)[0]
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """The tags of each sentence and the entities in it; `confidence` is that of the least certain tag."""
