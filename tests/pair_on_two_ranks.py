@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import TrainingArguments
 
 from rdrop.integrations.transformers import RDropConfig
-from rdrop.toolkit.network_pair import NetworkPair, PairTrainer
+from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
 
 RANKS, ROWS = 2, 12
 

@@ -69,7 +69,7 @@ def load_example(name: str, *, shape: tuple[int, ...] | None = None, batch_size:
 def _from_timm(name: str, shape: tuple[int, ...] | None, batch_size: int) -> Example:
     import timm
 
-    import rdrop.toolkit.backbones  # noqa: F401  (adds its names to those of timm)
+    import rdrop.toolkit.images.backbones  # noqa: F401  (adds its names to those of timm)
 
     # Only names of the registry: for others, such as hf-hub:..., timm would download a configuration.
     if not timm.is_model(name):

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from rdrop.errors import UserError
 from rdrop.toolkit import worker
-from rdrop.toolkit.file_data import FileData
+from rdrop.toolkit.data.file_data import FileData
 from rdrop.toolkit.pool import Progress, environment_of, worker_pool
 from rdrop.toolkit.recipe import ArmName, Chosen, Recipe, Section, Seed, distinct, fault
 from rdrop.toolkit.recipe_file import recipe_text

@@ -30,7 +30,7 @@ from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import Strategy, explain_passes, forward_passes
 from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
-from rdrop.toolkit.network_pair import NetworkPair
+from rdrop.toolkit.images.network_pair import NetworkPair
 from rdrop.toolkit.pretrained import apply_dropout
 from rdrop.toolkit.recipe import ArmName, Recipe, Training
 from rdrop.toolkit.runs import RunRecord

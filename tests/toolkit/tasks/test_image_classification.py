@@ -17,8 +17,8 @@ from pictures import STAGES, class_folders, listed, parquet, picture_file
 from rdrop.errors import UserError
 from rdrop.toolkit import train
 from rdrop.toolkit.arms import objective
-from rdrop.toolkit.image_rows import ImageRows
-from rdrop.toolkit.network_pair import NetworkPair
+from rdrop.toolkit.images.network_pair import NetworkPair
+from rdrop.toolkit.images.rows import ImageRows
 from rdrop.toolkit.recipe_file import load_recipe
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Confusion, Gallery

@@ -15,9 +15,9 @@ from transformers import set_seed
 
 from rdrop.errors import UserError
 from rdrop.passes import forward_passes
-from rdrop.toolkit import text_documents
 from rdrop.toolkit.arms import objective
-from rdrop.toolkit.causal_models import continued
+from rdrop.toolkit.language import documents as text_documents
+from rdrop.toolkit.language.models import continued
 from rdrop.toolkit.recipe_file import built_in_recipes, load_recipe, recipe_text
 from rdrop.toolkit.summary import Listing
 from rdrop.toolkit.task import Splits

@@ -12,7 +12,7 @@ import tiny_translation as tiny
 from rdrop.errors import UserError
 from rdrop.toolkit.arms import objective
 from rdrop.toolkit.recipe_file import load_recipe
-from rdrop.toolkit.sequence_models import save_sequence_model
+from rdrop.toolkit.sequences.models import save_sequence_model
 from rdrop.toolkit.tasks import task_of
 from rdrop.toolkit.tasks.summarization import SummarizationRecipe, SummarizationTask
 from rdrop.toolkit.train import build_model, make_trainer, survey, train_run

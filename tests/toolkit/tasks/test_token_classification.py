@@ -20,8 +20,8 @@ from rdrop.toolkit.summary import Listing
 from rdrop.toolkit.task import Splits
 from rdrop.toolkit.tasks import task_of
 from rdrop.toolkit.tasks.token_classification import TokenRecipe, TokenTask
+from rdrop.toolkit.text.vocabulary import train_vocabulary
 from rdrop.toolkit.train import build_model, make_trainer, survey, train_run
-from rdrop.toolkit.vocabulary import train_vocabulary
 from tiny_encoder import save_encoder, sentences, write
 
 TAGS = ("B-town", "I-town", "O")

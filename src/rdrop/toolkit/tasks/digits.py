@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
-from rdrop.toolkit.image_files import read_image
+from rdrop.toolkit.images.files import read_image
 from rdrop.toolkit.metrics import (
     CLASSIFICATION_METRICS,
     CONSISTENCY_METRICS,

@@ -16,10 +16,14 @@ from torch.utils.data import default_collate
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
-from rdrop.toolkit.file_data import TableData, draw, hold_out, named_path, split_seed
-from rdrop.toolkit.image_models import ImageNetwork, Library, restore_network, save_network
-from rdrop.toolkit.image_rows import ImageRows
-from rdrop.toolkit.image_tables import (
+from rdrop.toolkit.data.file_data import TableData, draw, hold_out, named_path, split_seed
+from rdrop.toolkit.data.label_names import LabelNames, given_names, learned_names, require_examples
+from rdrop.toolkit.data.labelled_splits import split_paths
+from rdrop.toolkit.data.rows import BadRows
+from rdrop.toolkit.images.models import ImageNetwork, Library, restore_network, save_network
+from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
+from rdrop.toolkit.images.rows import ImageRows
+from rdrop.toolkit.images.tables import (
     Decoder,
     Photo,
     labelled_photos,
@@ -27,9 +31,7 @@ from rdrop.toolkit.image_tables import (
     unlabelled_photos,
     unused_files,
 )
-from rdrop.toolkit.image_transforms import Augmentation, AugmentationKind, CropMode, Flips, InputFormat
-from rdrop.toolkit.label_names import LabelNames, given_names, learned_names, require_examples
-from rdrop.toolkit.labelled_splits import split_paths
+from rdrop.toolkit.images.transforms import Augmentation, AugmentationKind, CropMode, Flips, InputFormat
 from rdrop.toolkit.metrics import (
     CLASSIFICATION_METRICS,
     CONSISTENCY_METRICS,
@@ -38,9 +40,7 @@ from rdrop.toolkit.metrics import (
     reliability,
 )
 from rdrop.toolkit.monte_carlo import class_predictions
-from rdrop.toolkit.network_pair import NetworkPair, PairTrainer
 from rdrop.toolkit.recipe import Model, Rate, Recipe, Training, fault
-from rdrop.toolkit.rows import BadRows
 from rdrop.toolkit.summary import Exhibit, Gallery, Metric
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
 

@@ -17,7 +17,12 @@ from transformers import PreTrainedTokenizerBase, set_seed
 
 from rdrop.diagnostics import consistency_gap
 from rdrop.integrations.transformers import IGNORE_INDEX, RDropTrainer
-from rdrop.toolkit.causal_models import (
+from rdrop.toolkit.data.file_data import draw, split_seed
+from rdrop.toolkit.data.labelled_splits import split_paths, streamed
+from rdrop.toolkit.data.rows import BadRows
+from rdrop.toolkit.language.documents import Piece, TextData, hold_out_tail, read_documents
+from rdrop.toolkit.language.exhibits import continuations, evenly_spread, least_expected
+from rdrop.toolkit.language.models import (
     CausalModel,
     Continuation,
     build_causal,
@@ -26,20 +31,15 @@ from rdrop.toolkit.causal_models import (
     restore_causal,
     save_causal,
 )
-from rdrop.toolkit.file_data import draw, split_seed
-from rdrop.toolkit.generated_text import token_nll
-from rdrop.toolkit.labelled_splits import split_paths, streamed
-from rdrop.toolkit.language_exhibits import continuations, evenly_spread, least_expected
+from rdrop.toolkit.language.token_blocks import Blocks, Layout, TokenPiece, next_labels, packed, padded, token_pieces
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, consistency_metrics
 from rdrop.toolkit.metrics.language import BITS_PER_CHARACTER, LANGUAGE_METRICS, language_metrics
 from rdrop.toolkit.monte_carlo import sampled
 from rdrop.toolkit.recipe import Recipe, fault
-from rdrop.toolkit.rows import BadRows
+from rdrop.toolkit.sequences.generated_text import token_nll
 from rdrop.toolkit.summary import Exhibit, Metric
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
-from rdrop.toolkit.text_documents import Piece, TextData, hold_out_tail, read_documents
-from rdrop.toolkit.token_blocks import Blocks, Layout, TokenPiece, next_labels, packed, padded, token_pieces
-from rdrop.toolkit.vocabulary import VocabularyKind, train_vocabulary
+from rdrop.toolkit.text.vocabulary import VocabularyKind, train_vocabulary
 
 
 class LanguageData(TextData):

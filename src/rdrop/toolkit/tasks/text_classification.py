@@ -17,16 +17,24 @@ from transformers import AutoModelForSequenceClassification, DataCollatorWithPad
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
-from rdrop.toolkit.label_names import LabelNames
-from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized, tokenized_splits, unlabelled
+from rdrop.toolkit.data.label_names import LabelNames
+from rdrop.toolkit.data.labelled_splits import (
+    LabelledData,
+    Table,
+    labelled_splits,
+    tokenized,
+    tokenized_splits,
+    unlabelled,
+)
+from rdrop.toolkit.data.rows import BadRows, Row, text_value
+from rdrop.toolkit.data.tables import read_table
+from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, reliability, with_main_metric
 from rdrop.toolkit.recipe import Recipe, fault
-from rdrop.toolkit.rows import BadRows, Row, text_value
 from rdrop.toolkit.summary import Metric
-from rdrop.toolkit.tables import read_table
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
-from rdrop.toolkit.text_answers import ANSWERS, Answer, AnswerName, Judged
-from rdrop.toolkit.text_encoders import (
+from rdrop.toolkit.text.answers import ANSWERS, Answer, AnswerName, Judged
+from rdrop.toolkit.text.encoders import (
     EncoderModel,
     build_encoder,
     encoder_tokenizer,
@@ -36,7 +44,6 @@ from rdrop.toolkit.text_encoders import (
     restore_encoder,
     save_encoder,
 )
-from rdrop.toolkit.text_lines import text_lines
 
 
 class TextData(LabelledData):

@@ -29,18 +29,25 @@ from transformers import (
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import IGNORE_INDEX, RDropTrainer
-from rdrop.toolkit.generated_text import token_nll
-from rdrop.toolkit.label_names import LabelNames, without_examples
-from rdrop.toolkit.labelled_splits import LabelledData, Table, labelled_splits, tokenized, tokenized_splits, unlabelled
+from rdrop.toolkit.data.label_names import LabelNames, without_examples
+from rdrop.toolkit.data.labelled_splits import (
+    LabelledData,
+    Table,
+    labelled_splits,
+    tokenized,
+    tokenized_splits,
+    unlabelled,
+)
+from rdrop.toolkit.data.rows import BadRows, Row
+from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS
 from rdrop.toolkit.metrics.tagging import TAGGING_METRICS, require_entity_tags, tagging_metrics
 from rdrop.toolkit.monte_carlo import sampled
 from rdrop.toolkit.recipe import Recipe
-from rdrop.toolkit.rows import BadRows, Row
+from rdrop.toolkit.sequences.generated_text import token_nll
 from rdrop.toolkit.summary import Listing, Metric
-from rdrop.toolkit.tagged_sentences import sentence_rows, tags_value, words_value
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
-from rdrop.toolkit.text_encoders import (
+from rdrop.toolkit.text.encoders import (
     EncoderModel,
     build_encoder,
     encoder_tokenizer,
@@ -50,8 +57,8 @@ from rdrop.toolkit.text_encoders import (
     restore_encoder,
     save_encoder,
 )
-from rdrop.toolkit.text_exhibits import SHOWN, cut, label_table
-from rdrop.toolkit.text_lines import text_lines
+from rdrop.toolkit.text.exhibits import SHOWN, cut, label_table
+from rdrop.toolkit.text.tagged_sentences import sentence_rows, tags_value, words_value
 
 
 class TokenData(LabelledData):

@@ -15,8 +15,8 @@ from rdrop.toolkit.metrics.translation import (
     translation_metrics,
     translation_signatures,
 )
-from rdrop.toolkit.sequence_recipe import SequenceData, SequenceRecipe
-from rdrop.toolkit.sequence_to_sequence import SequenceTask
+from rdrop.toolkit.sequences.recipe import SequenceData, SequenceRecipe
+from rdrop.toolkit.sequences.task import SequenceTask
 from rdrop.toolkit.summary import Metric
 from rdrop.toolkit.task import Splits
 

@@ -1,0 +1,1 @@
+"""Files of users: read row by row, checked, and cut into splits."""

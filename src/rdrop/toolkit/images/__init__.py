@@ -1,0 +1,1 @@
+"""Images: their tables and files, transforms, networks."""

@@ -1,0 +1,63 @@
+"""A split of images as a data set, and small pictures of it to look at."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from torch.utils.data import Dataset
+
+from rdrop.toolkit.images.tables import Photo
+from rdrop.toolkit.images.transforms import Transform, randomness_of
+from rdrop.toolkit.summary import Picture
+
+THUMBNAIL = 96  # pixels of the longer side
+PIXEL_ART = 64  # smaller images are few bytes without any loss
+
+
+class ImageRows(Dataset[dict[str, Any]]):
+    """Images with their class ids.
+
+    Args:
+        photos: The images.
+        labels: Class id of each; None: they are not known.
+        transform: From an image to the tensor of the network.
+        seed: Seed of a random transform; what it does depends on the seed, the epoch and the row alone, so it is the
+            same in every arm, for any number of workers, and after an interruption. None: it is not random.
+    """
+
+    def __init__(
+        self, photos: Sequence[Photo], labels: Sequence[int] | None, transform: Transform, *, seed: int | None = None
+    ) -> None:
+        self.photos = photos
+        self.labels = labels
+        self.transform = transform
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tells which epoch the next rows are read for."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image = self.photos[index].image()
+        drawn = nullcontext() if self.seed is None else randomness_of(self.seed, self.epoch, index)
+        with drawn:
+            row: dict[str, Any] = {"pixel_values": self.transform(image)}
+        return row if self.labels is None else row | {"labels": self.labels[index]}
+
+    def picture(self, index: int, caption: Sequence[str]) -> Picture:
+        """The image of a row, at most 96 pixels wide and high, with its name and what else there is to say."""
+        photo = self.photos[index]
+        image = photo.image()
+        small = max(image.size) <= PIXEL_ART
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        image.save(file, "PNG" if small else "JPEG")
+        return Picture(image=base64.b64encode(file.getvalue()), caption=[photo.name, *caption])

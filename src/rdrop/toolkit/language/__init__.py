@@ -1,0 +1,1 @@
+"""Language models: documents, blocks of tokens, causal models, continuations."""

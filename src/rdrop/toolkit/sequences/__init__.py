@@ -1,0 +1,1 @@
+"""Text that becomes other text: pairs, batches, encoder-decoder models, generation."""

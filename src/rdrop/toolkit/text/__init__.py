@@ -1,0 +1,1 @@
+"""Sentences and pairs: vocabularies, encoders, answers, tagged sentences."""
