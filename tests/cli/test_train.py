@@ -13,7 +13,7 @@ from rich.console import Console
 
 from command_line import rdrop, start_rdrop
 from rdrop.cli.progress import StepProgress
-from rdrop.toolkit import train as engine
+from rdrop.toolkit import trackers
 from rdrop.toolkit.single_run import TrainingRecord, read_record
 from rdrop.toolkit.tasks.digits import DigitsTask
 
@@ -149,28 +149,11 @@ def test_stopped_before_the_training_it_says_how_to_go_on_too(
 def test_a_tracker_that_is_not_installed_is_told_before_training(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(engine, "find_spec", lambda name: None)
+    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
     assert train("training.report_to=[mlflow,wandb]", "--out", "mine") == 2
     err = capsys.readouterr().err
     assert "training.report_to names mlflow and wandb, which Python does not find; pip install mlflow wandb," in err
     assert not Path("mine/recipe.yaml").exists()
-
-
-def test_a_folder_that_a_tracker_writes_is_not_taken_for_the_tracker(
-    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (here / "trackio").mkdir()
-    monkeypatch.syspath_prepend(str(here))
-    monkeypatch.setattr(engine, "find_spec", lambda name: _namespace_only(name))
-    assert train("training.report_to=[trackio]", "--out", "mine") == 2
-    assert "names trackio, which Python does not find" in capsys.readouterr().err
-
-
-def _namespace_only(name: str) -> Any:
-    """What Python finds for a folder without code."""
-    from importlib.machinery import PathFinder
-
-    return PathFinder.find_spec(name, [str(Path.cwd())])
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:tensorboard")

@@ -12,6 +12,7 @@ from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RunFolder, Unit, write_atomically
 from rdrop.toolkit.summarize import summarize
 from rdrop.toolkit.summary import Summary
+from rdrop.toolkit.trackers import TENSORBOARD_FOLDER
 
 SUMMARY_FILE = "summary.json"
 
@@ -40,13 +41,14 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
     folder = RunFolder(out)
     # Seed by seed, so that what is there after an interruption is balanced over the arms.
     units: list[Unit] = [(arm, seed) for seed in recipe.compare.seeds for arm in recipe.compare.arms]
+    events = out / TENSORBOARD_FOLDER
     with folder.opened(recipe, resume=resume), worker_pool(min(jobs, len(units)), progress) as pool:
         missing = [unit for unit in units if folder.read(unit) is None]
         try:
             progress.read()
             found = pool.submit(worker.survey, recipe).result()
             progress.start(len(units), len(missing) * found.nominal_steps, len(units) - len(missing))
-            futures = [pool.submit(worker.run, recipe, *unit, found.nominal_steps) for unit in missing]
+            futures = [pool.submit(worker.run, recipe, *unit, found.nominal_steps, events) for unit in missing]
             for future in as_completed(futures):
                 record = future.result()
                 folder.write(record)

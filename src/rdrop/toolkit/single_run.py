@@ -23,7 +23,6 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations.integration_utils import TensorBoardCallback
 
 from rdrop.errors import RDropWarning, UserError
 from rdrop.integrations.transformers import RDropTrainer
@@ -34,6 +33,7 @@ from rdrop.toolkit.runs import RECIPE_FILE, claimed, write_atomically
 from rdrop.toolkit.summary import Environment, Metric, Record, Run
 from rdrop.toolkit.task import Splits, Task
 from rdrop.toolkit.tasks import recipe_class, task_of
+from rdrop.toolkit.trackers import TENSORBOARD_FOLDER, tracked
 from rdrop.toolkit.train import (
     UNSHOWN,
     build_model,
@@ -49,7 +49,6 @@ from rdrop.toolkit.train import (
 RECORD_FILE = "run.json"
 MODEL_FOLDER = "model"
 CHECKPOINTS = "checkpoints"
-TENSORBOARD_FOLDER = "tensorboard"
 ARM_FILE = f"{CHECKPOINTS}/arm"
 EXAMPLE_FILE = "example.safetensors"
 KEPT_CHECKPOINTS = 2
@@ -248,14 +247,14 @@ def _train(
         save_total_limit=KEPT_CHECKPOINTS,
         run_name=out.name,
     )
-    _keep_events(trainer, out)
     checkpoint = _last_checkpoint(out / CHECKPOINTS)
     began = time.perf_counter()
     progress.start(steps, 0 if checkpoint is None else _step_of(checkpoint))
     try:
         with _stop_requests() as asked:
             trainer.add_callback(_Keeper(progress, asked))
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+            with tracked(trainer, out / TENSORBOARD_FOLDER):
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         if trainer.state.global_step < steps:
             return None
         progress.judge()
@@ -296,14 +295,6 @@ def _train(
             command=command,
         ),
     )
-
-
-def _keep_events(trainer: RDropTrainer, out: Path) -> None:
-    """Lets TensorBoard's files lie in the run's folder, all in one place however often the run is resumed."""
-    for callback in trainer.callback_handler.callbacks:
-        # Unless the user has named another place in the environment.
-        if isinstance(callback, TensorBoardCallback) and callback.logging_dir is None:
-            callback.logging_dir = str(out / TENSORBOARD_FOLDER)
 
 
 def _keep_model(task: Task[Any], trainer: RDropTrainer, splits: Splits, out: Path) -> None:

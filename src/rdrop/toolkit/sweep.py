@@ -22,6 +22,7 @@ from rdrop.toolkit.recipe import ArmName, Chosen, Recipe, Section, Seed, distinc
 from rdrop.toolkit.recipe_file import recipe_text
 from rdrop.toolkit.runs import RunFolder, RunRecord, claimed, write_atomically
 from rdrop.toolkit.summary import Environment, Metric, Record
+from rdrop.toolkit.trackers import TENSORBOARD_FOLDER
 
 if TYPE_CHECKING:
     from rdrop.toolkit.train import Survey
@@ -202,7 +203,14 @@ def sweep(recipe: Recipe, grid: Grid, out: Path, *, jobs: int, resume: bool, com
             missing = [(setting, seed) for setting, seed in units if folders[setting].read((setting.arm, seed)) is None]
             progress.start(len(units), len(missing) * found.nominal_steps, len(units) - len(missing))
             futures = {
-                pool.submit(worker.run, recipes[setting], setting.arm, seed, found.nominal_steps): setting
+                pool.submit(
+                    worker.run,
+                    recipes[setting],
+                    setting.arm,
+                    seed,
+                    found.nominal_steps,
+                    out / TRIES_FOLDER / setting.folder / TENSORBOARD_FOLDER,
+                ): setting
                 for setting, seed in missing
             }
             for future in as_completed(futures):

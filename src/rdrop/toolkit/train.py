@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -37,6 +37,7 @@ from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Curve, Metric, Run
 from rdrop.toolkit.task import Evaluation, Splits, Task
 from rdrop.toolkit.tasks import task_of
+from rdrop.toolkit.trackers import PROJECT, require_trackers, tracked
 
 UNTIMED_STEPS = 10  # the first steps of a process are slower than those that follow
 EXAMPLES = 4  # enough to count operations on, and for a batch norm
@@ -80,7 +81,7 @@ def planned_steps(task: Task[Any], splits: Splits) -> int:
             or there is no split to judge a run on, or a tracker is not installed.
     """
     training = task.recipe.training
-    _require_trackers(training.report_to)
+    require_trackers(training.report_to)
     splits.judged_name(task.recipe.compare.split)
     batches = task.batches_per_epoch(splits.train)
     if batches is None and training.steps is None:
@@ -95,19 +96,9 @@ def planned_steps(task: Task[Any], splits: Splits) -> int:
     return nominal_steps(training, batches)
 
 
-def _require_trackers(trackers: Sequence[str]) -> None:
-    """Refuses trackers that are not installed; the Trainer would do so only once it is built."""
-    specs = {name: find_spec(name) for name in trackers}
-    # A folder of that name, such as the one that wandb writes, is found too, but has no origin.
-    missing = [name for name, spec in specs.items() if spec is None or spec.origin is None]
-    if missing:
-        raise UserError(
-            f"training.report_to names {' and '.join(missing)}, which Python does not find; "
-            f"pip install {' '.join(missing)}, or take it out of the list"
-        )
-
-
-def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Callable[[int], None]) -> RunRecord:
+def train_run(
+    recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Callable[[int], None], events: Path | None = None
+) -> RunRecord:
     """Trains and tests one arm with one seed.
 
     Everything but the times is decided by the arguments: the seed draws the split (unless the recipe fixes
@@ -121,6 +112,7 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Ca
         nominal: Optimizer steps of a run of `plain`, from `survey`.
         advance: Called now and then with the progress made since the last call, in nominal steps: together
             `nominal`, also where the arm makes more of them.
+        events: The folder for TensorBoard's files, of all runs; None: they are not kept.
 
     Returns:
         The run. One that raises, or whose loss is no longer finite, is returned as failed with its error.
@@ -139,10 +131,14 @@ def train_run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, advance: Ca
     error: str | None = None
     found = Evaluation({})
     with tempfile.TemporaryDirectory() as folder:
-        trainer = make_trainer(task, goal, seed, model, splits, steps=steps, nominal=nominal, folder=folder)
+        name = f"{recipe.title}: {arm}, alpha {goal.alpha:g}, dropout {task.recipe.model.dropout}, seed {seed}"
+        trainer = make_trainer(
+            task, goal, seed, model, splits, steps=steps, nominal=nominal, folder=folder, run_name=name
+        )
         trainer.add_callback(watch)
         try:
-            trainer.train()
+            with tracked(trainer, events and events / f"{arm}-seed{seed}"):
+                trainer.train()
             found = judge(trainer, task, splits, seed=seed, exhibits=seed == recipe.compare.seeds[0])
         except Exception as failure:  # whatever it is, the other runs go on and the table shows it
             error = f"{type(failure).__name__}: {failure}"
@@ -273,6 +269,7 @@ def make_trainer(
         use_cpu=training.device == "cpu",
         dataloader_num_workers=training.workers,
         report_to=list(training.report_to) or "none",
+        project=PROJECT,
         logging_strategy="steps",
         logging_steps=min(epoch, curve),
         logging_nan_inf_filter=False,

@@ -10,6 +10,7 @@ import threading
 import warnings
 from multiprocessing import parent_process
 from multiprocessing.queues import Queue
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdrop.errors import RDropWarning
@@ -47,7 +48,7 @@ def survey(recipe: Recipe) -> Survey:
         return train.survey(recipe)
 
 
-def run(recipe: Recipe, arm: ArmName, seed: int, nominal: int) -> RunRecord:
+def run(recipe: Recipe, arm: ArmName, seed: int, nominal: int, events: Path) -> RunRecord:
     """Makes one run; its warnings go into its record, and nothing is printed.
 
     Args:
@@ -55,6 +56,7 @@ def run(recipe: Recipe, arm: ArmName, seed: int, nominal: int) -> RunRecord:
         arm: The arm.
         seed: The seed.
         nominal: Optimizer steps of a run of `plain`.
+        events: The folder for TensorBoard's files.
 
     Returns:
         The run.
@@ -69,7 +71,7 @@ def run(recipe: Recipe, arm: ArmName, seed: int, nominal: int) -> RunRecord:
         torch.set_num_threads(1)
         logging.disable(logging.WARNING)
         warnings.simplefilter("always", RDropWarning)
-        record = train_run(recipe, arm, seed, nominal, _tell)
+        record = train_run(recipe, arm, seed, nominal, _tell, events)
     told = [str(warning.message) for warning in caught if issubclass(warning.category, RDropWarning)]
     return record.model_copy(update={"warnings": list(dict.fromkeys(told))})
 
