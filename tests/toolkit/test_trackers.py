@@ -15,7 +15,8 @@ from rdrop.toolkit.trackers import require_trackers
 
 PARTS = ["loss", "task_loss", "divergence", "alpha", "agreement"]
 NAMES = [f"Digits with 300 labels: {arm}, dropout 0.3, seed 5" for arm in ("plain, alpha 0", "rdrop, alpha 2")]
-WORDS = "compare digits epochs=1 alpha=2 compare.samples=2 --arms plain,rdrop --seeds 5, --jobs 1".split()
+WORDS = ["compare", "digits", "epochs=1", "alpha=2", "compare.samples=2"]
+OPTIONS = ["--arms", "plain,rdrop", "--seeds", "5,", "--jobs", "1", "--out", "answer"]
 # Asked by the trackers' own libraries, away from the warnings that they have for us.
 MLFLOW = """
 import mlflow
@@ -35,7 +36,7 @@ for run in trackio.Api().runs("rdrop"):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tracked")
     trackers = "training.report_to=[tensorboard,wandb,mlflow,trackio]"
-    run(place, PROGRAM, *WORDS, trackers, "--out", "answer")
+    run(place, PROGRAM, *WORDS, trackers, *OPTIONS)
     return place
 
 
