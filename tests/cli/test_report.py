@@ -7,8 +7,21 @@ import pytest
 
 from command_line import rdrop
 from rdrop.report.training_page import render_training_report
+from rdrop.toolkit.compare import read_summary
 from rdrop.toolkit.single_run import read_record
-from rdrop.toolkit.summary import Arm, Environment, Interval, Metric, Run, Summary, Timing
+from rdrop.toolkit.summary import (
+    Arm,
+    Confusion,
+    Environment,
+    Gallery,
+    Interval,
+    Listing,
+    Metric,
+    Picture,
+    Run,
+    Summary,
+    Timing,
+)
 from trained_digits import train_digits
 
 
@@ -92,3 +105,53 @@ def test_mistakes_are_one_message_and_write_nothing(
         assert message in err
         assert (out, err.count("\n")) == ("", 1)
     assert not list(tmp_path.rglob("*.html"))
+
+
+@pytest.fixture
+def private(runs: Path, tmp_path: Path) -> Path:
+    """A comparison whose run shows an image, a text and a confusion matrix."""
+    summary = read_summary(runs / "compared")
+    exhibits = [
+        Confusion(title="Confusions", labels=["no", "yes"], counts=[[3, 1], [0, 4]]),
+        Gallery(title="Worst", reading="By loss.", pictures=[Picture(image=b"aGVsbG8=", caption=["cat.png"])]),
+        Listing(title="Texts", reading="By loss.", columns=["text"], rows=[["a private letter"]]),
+    ]
+    run = summary.runs[0].model_copy(update={"exhibits": exhibits})
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "summary.json").write_text(
+        summary.model_copy(update={"runs": [run]}).model_dump_json(), encoding="utf-8"
+    )
+    return tmp_path / "private"
+
+
+def test_what_is_shared_shows_nothing_of_the_data(
+    private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rdrop("report", private, "--share", tmp_path / "shown" / "here") == 0
+    page = tmp_path / "shown" / "here" / "report.html"
+    assert capsys.readouterr().out == f"{page}\n"
+    for text in (page.read_text(encoding="utf-8"), (page.parent / "summary.json").read_text(encoding="utf-8")):
+        assert "Confusions" in text
+        assert not any(part in text for part in ("cat.png", "aGVsbG8", "a private letter"))
+    assert "a private letter" in (private / "summary.json").read_text(encoding="utf-8")
+    assert read_summary(page.parent).arms == read_summary(private).arms
+
+
+def test_a_trained_model_is_shared_without_its_texts(runs: Path, tmp_path: Path) -> None:
+    record = read_record(runs / "rdrop")
+    letter = Listing(title="Texts", reading="By loss.", columns=["text"], rows=[["a private letter"]])
+    run = record.run.model_copy(update={"exhibits": [*record.run.exhibits, letter]})
+    (tmp_path / "run.json").write_text(record.model_copy(update={"run": run}).model_dump_json(), encoding="utf-8")
+    assert rdrop("report", tmp_path, "--share", tmp_path / "shared") == 0
+    assert read_record(tmp_path / "shared") == record
+    assert (tmp_path / "shared" / "report.html").read_text(encoding="utf-8") == render_training_report([record])
+
+
+def test_only_a_copy_of_a_single_run_is_shared(
+    runs: Path, private: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert rdrop("report", private, "--share", private) == 2
+    assert "is the folder of the run itself, which keeps its images and texts" in capsys.readouterr().err
+    assert rdrop("report", private, runs / "rdrop", "--share", tmp_path / "both") == 2
+    assert "--share takes a single run and no --out" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()

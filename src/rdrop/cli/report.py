@@ -1,4 +1,4 @@
-"""`rdrop report`: make the pages of comparisons and runs again, or one page of several runs."""
+"""`rdrop report`: make the pages of comparisons and runs again, one page of several runs, or a copy to share."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import typer
 
 from rdrop.errors import UserError
 
+PAGE = "report.html"
+
 
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Folders of `rdrop compare` or `rdrop train`.")],
@@ -16,7 +18,15 @@ def report(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help="One page for all the trained models. Default: report.html in each folder.",
+            help=f"One page for all the trained models. Default: {PAGE} in each folder.",
+            show_default=False,
+        ),
+    ] = None,
+    share: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Copy the page and the record of a single run there, without the images and texts of your data.",
             show_default=False,
         ),
     ] = None,
@@ -36,6 +46,11 @@ def report(
                 f"{run} holds neither {SUMMARY_FILE} nor {RECORD_FILE}; expected the folder of a finished "
                 "`rdrop compare` or `rdrop train`"
             )
+    if share is not None:
+        if len(runs) > 1 or out is not None:
+            raise UserError("--share takes a single run and no --out; share one run after the other")
+        print(_share(runs[0], share))
+        return
     compared = [run for run in runs if (run / SUMMARY_FILE).exists()]
     if out is not None:
         if compared:
@@ -46,9 +61,35 @@ def report(
         print(out)
         return
     for run in runs:
-        page = run / "report.html"
+        page = run / PAGE
         if run in compared:
             write_report(read_summary(run), page)
         else:
             write_training_report([read_record(run)], page)
         print(page)
+
+
+def _share(run: Path, folder: Path) -> Path:
+    """Write what may be shown to others into a folder; the page."""
+    from rdrop.report.page import write_report
+    from rdrop.report.training_page import write_training_report
+    from rdrop.toolkit.compare import SUMMARY_FILE, read_summary
+    from rdrop.toolkit.runs import write_atomically
+    from rdrop.toolkit.single_run import RECORD_FILE, read_record
+    from rdrop.toolkit.summary import without_examples
+
+    if folder.resolve() == run.resolve():
+        raise UserError(f"--share {folder} is the folder of the run itself, which keeps its images and texts")
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / PAGE
+    if (run / SUMMARY_FILE).exists():
+        summary = read_summary(run)
+        summary = summary.model_copy(update={"runs": [without_examples(made) for made in summary.runs]})
+        write_report(summary, page)
+        write_atomically(folder / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
+    else:
+        record = read_record(run)
+        record = record.model_copy(update={"run": without_examples(record.run)})
+        write_training_report([record], page)
+        write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
+    return page
