@@ -11,7 +11,7 @@ import pytest
 
 from rdrop.cli import main
 
-PROGRAM = "from rdrop.cli import main; main()"
+COMMAND = (sys.executable, "-m", "rdrop")
 
 
 def rdrop(*words: str | Path) -> int:
@@ -25,7 +25,7 @@ def rdrop(*words: str | Path) -> int:
 def start_rdrop(folder: Path, *words: str | Path, **environment: str) -> subprocess.Popen[str]:
     """The command in a process and a folder of its own, without a terminal."""
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *map(str, words)],
+        [*COMMAND, *map(str, words)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         stdin=subprocess.DEVNULL,

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from command_line import PROGRAM
+from command_line import COMMAND
 from rdrop.errors import UserError
 from rdrop.toolkit.trackers import require_trackers
 
@@ -36,12 +36,12 @@ for run in trackio.Api().runs("rdrop"):
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("tracked")
     trackers = "training.report_to=[tensorboard,wandb,mlflow,trackio]"
-    run(place, PROGRAM, *WORDS, trackers, *OPTIONS)
+    run(place, *COMMAND, *WORDS, trackers, *OPTIONS)
     return place
 
 
-def run(folder: Path, program: str, *words: str) -> list[str]:
-    """The lines that a Python program prints in that folder."""
+def run(folder: Path, *command: str) -> list[str]:
+    """The lines that a command prints in that folder."""
     environment = {
         "OMP_NUM_THREADS": "1",
         "WANDB_MODE": "offline",
@@ -50,7 +50,7 @@ def run(folder: Path, program: str, *words: str) -> list[str]:
         "TRACKIO_DIR": str(folder / "trackio"),
     }
     done = subprocess.run(
-        [sys.executable, "-c", program, *words],
+        command,
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -80,13 +80,13 @@ def test_wandb_has_two_runs_with_the_parts_of_the_loss(folder: Path) -> None:
 
 
 def test_mlflow_has_two_finished_runs_with_the_parts_of_the_loss(folder: Path) -> None:
-    found = [line.split("|") for line in run(folder, MLFLOW)]
+    found = [line.split("|") for line in run(folder, sys.executable, "-c", MLFLOW)]
     assert [(name, status) for name, status, _ in found] == [(name, "FINISHED") for name in NAMES]
     assert all(f"'{part}'" in found[1][2] for part in PARTS)
 
 
 def test_trackio_has_two_runs_with_the_parts_of_the_loss(folder: Path) -> None:
-    found = dict(line.split("|") for line in run(folder, TRACKIO))
+    found = dict(line.split("|") for line in run(folder, sys.executable, "-c", TRACKIO))
     assert sorted(found) == NAMES
     assert all(f"'train/{part}'" in found[NAMES[1]] for part in PARTS)
 

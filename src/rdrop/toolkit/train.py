@@ -7,7 +7,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -304,7 +304,7 @@ def epoch_steps(training: Training, nominal: int, batches: int | None) -> int:
 
 
 def judge(trainer: RDropTrainer, task: Task[Any], splits: Splits, *, seed: int, exhibits: bool) -> Evaluation:
-    """What the judged split says about the trained model.
+    """What the judged split says about the trained model, the main metric first.
 
     Raises:
         FloatingPointError: A metric is not finite.
@@ -314,7 +314,8 @@ def judge(trainer: RDropTrainer, task: Task[Any], splits: Splits, *, seed: int, 
     unusable = [name for name, value in found.metrics.items() if not math.isfinite(value)]
     if unusable:
         raise FloatingPointError(f"not finite on the judged split: {', '.join(unusable)}")
-    return found
+    order = [metric.name for metric in task.metrics if metric.name in found.metrics]
+    return replace(found, metrics={name: found.metrics[name] for name in dict.fromkeys([*order, *found.metrics])})
 
 
 def _rdrop_config(task: Task[Any], goal: Objective, steps: int) -> RDropConfig:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
@@ -20,19 +21,23 @@ from torch.utils.data import Dataset
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropTrainer
+from rdrop.toolkit.images.exhibits import captioned, worst_images
 from rdrop.toolkit.images.files import read_image
 from rdrop.toolkit.metrics import (
     CLASSIFICATION_METRICS,
     CONSISTENCY_METRICS,
     classification_metrics,
+    confusion,
     reliability,
 )
 from rdrop.toolkit.monte_carlo import class_predictions
 from rdrop.toolkit.recipe import Data, Model, Rate, Recipe, fault
-from rdrop.toolkit.summary import Metric
+from rdrop.toolkit.summary import Exhibit, Metric
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
 
 CLASSES = 10
+NAMES = [str(digit) for digit in range(CLASSES)]
+WHITE = 255
 BRIGHTEST = 16.0  # the largest pixel value in the data
 WEIGHTS = "model.safetensors"
 
@@ -127,7 +132,7 @@ class ImageFiles(TensorRows):
         self.paths = paths
         images = [read_image(path).convert("L").resize((8, 8)) for path in paths]
         pixels = torch.stack([torch.from_numpy(np.asarray(image, dtype=np.float32)) for image in images])
-        super().__init__(pixel_values=pixels.view(-1, 1, 8, 8) / 255)
+        super().__init__(pixel_values=pixels.view(-1, 1, 8, 8) / WHITE)
 
 
 class DigitsCNN(nn.Module):
@@ -218,12 +223,18 @@ class DigitsTask(Task[DigitsRecipe]):
         return classification_metrics(scores, labels)
 
     def evaluate(self, trainer: RDropTrainer, rows: Rows, *, seed: int, exhibits: bool) -> Evaluation:
-        """Metrics, the consistency gap and reliability."""
-        del exhibits
+        """Metrics, the consistency gap, reliability, confusions and the worst images."""
         prediction = trainer.predict(rows)
         logits, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         metrics = self.measure(logits, labels) | self.consistency(trainer, rows, seed)
-        return Evaluation(metrics, reliability(logits, labels))
+        shown: list[Exhibit] = []
+        if exhibits:
+            pixels = np.rint(rows.columns["pixel_values"].numpy() * WHITE).astype(np.uint8)
+            shown = [
+                confusion(logits, labels, NAMES),
+                worst_images(logits, labels, NAMES, lambda i, lines: captioned(Image.fromarray(pixels[i, 0]), lines)),
+            ]
+        return Evaluation(metrics, reliability(logits, labels), shown)
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes the weights."""
@@ -246,7 +257,6 @@ class DigitsTask(Task[DigitsRecipe]):
 
     def predict(self, model: nn.Module, rows: Rows, *, samples: int, seed: int) -> Iterator[Mapping[str, Any]]:
         """Class and confidence of each image, with its file."""
-        names = [str(digit) for digit in range(CLASSES)]
-        answers = class_predictions(model, self.batches(rows, model), names, samples=samples, seed=seed)
+        answers = class_predictions(model, self.batches(rows, model), NAMES, samples=samples, seed=seed)
         for path, answer in zip(rows.paths, answers, strict=True):
             yield {"image": str(path), **answer}
