@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 REPORTS = "reports"
+PACKAGES = ["torch", "transformers", "timm"]
 SHOWN = 2  # metrics with their differences; the reports have all of them
 
 
@@ -110,11 +112,9 @@ def _section(result: Result) -> Iterator[str]:
     yield ""
     yield f"`{summary.environment.command}`"
     yield ""
-    versions = summary.environment.versions
-    told = ", ".join(
-        f"{package} {versions[package]}" for package in ("torch", "transformers", "timm") if package in versions
-    )
-    yield f"{summary.environment.machine}; {told}; {summary.environment.created[:10]}. [Full report](reports/{result.name}.html)"
+    where = summary.environment
+    versions = ", ".join(f"{name} {where.versions[name]}" for name in PACKAGES if name in where.versions)
+    yield f"{where.machine}; {versions}; {where.created[:10]}. [Full report]({REPORTS}/{result.name}.html)"
     yield ""
 
 
@@ -153,6 +153,20 @@ def on_files(files: Any, config: Any) -> Any:
         content = render_report(result.summary)
         files.append(File.generated(config, f"{REPORTS}/{result.name}.html", content=content))
     return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Puts the reports into the gallery; called by mkdocs."""
+    del config, files
+    if page.file.src_uri != "gallery.md":
+        return markdown
+    frames = (
+        f"## {result.summary.title}\n\n[Open the page]({REPORTS}/{result.name}.html)\n\n"
+        f'<iframe src="../{REPORTS}/{result.name}.html" title="{escape(result.summary.title)}" loading="lazy" '
+        'style="width: 100%; height: 32rem; border: 1px solid"></iframe>\n'
+        for result in results()
+    )
+    return markdown.replace("GALLERY", "\n".join(frames))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from markdown_it import MarkdownIt
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
@@ -21,6 +22,7 @@ from rdrop.toolkit import export
 from rdrop.toolkit.export import Loading, export_hugging_face, export_onnx, how_to_load, model_card
 from rdrop.toolkit.single_run import TrainingRecord, read_record, restore
 from rdrop.toolkit.tasks.digits import DigitsCNN, DigitsTask
+from rdrop.toolkit.text.vocabulary import train_vocabulary
 from trained_digits import train_digits
 
 CODE = Loading("transformers", 'model = BertModel.from_pretrained("FOLDER")')
@@ -123,11 +125,13 @@ def test_without_notes_there_is_no_such_heading(record: TrainingRecord) -> None:
 def test_a_model_of_transformers_is_loaded_by_the_lines_of_the_card(tmp_path: Path) -> None:
     config = BertConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertForSequenceClassification(config).save_pretrained(tmp_path)
+    train_vocabulary(["to be or not to be"], "bpe", 300).save_pretrained(tmp_path)
     loading = how_to_load(tmp_path)
     assert loading.library == "transformers"
     found: dict[str, Any] = {}
     exec(loading.code.replace("FOLDER", str(tmp_path)), found)
     assert type(found["model"]) is BertForSequenceClassification
+    assert found["tokenizer"].decode(found["tokenizer"]("not to be")["input_ids"]) == "not to be"
 
 
 def test_a_pair_of_models_of_timm_is_loaded_by_the_lines_of_the_card(tmp_path: Path) -> None:
@@ -142,7 +146,8 @@ def test_a_pair_of_models_of_timm_is_loaded_by_the_lines_of_the_card(tmp_path: P
     assert loading.code.count("import timm") == 1
     found: dict[str, Any] = {}
     exec(loading.code.replace("FOLDER", str(tmp_path)), found)
-    assert found["first"].num_classes == found["second"].num_classes == 3
+    image = found["second_input"](Image.new("RGB", (64, 80)))
+    assert found["first"](image[None]).shape == found["second"](image[None]).shape == (1, 3)
 
 
 def test_a_folder_that_exists_is_not_touched(trained: Path, tmp_path: Path) -> None:

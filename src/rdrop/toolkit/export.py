@@ -30,6 +30,11 @@ TOLERANCE = 1e-3
 """Largest difference of a logit, relative to the largest logit, that float32 on another engine may make."""
 PIPELINES = {"language-modeling": "text-generation"}
 """Task to its name on the Hugging Face hub, where that is another."""
+PROCESSORS = {
+    "tokenizer_config.json": ("tokenizer", "AutoTokenizer"),
+    "preprocessor_config.json": ("processor", "AutoImageProcessor"),
+}
+"""File of a saved processor to what it is called and the class of transformers that loads it."""
 CITATION = """@inproceedings{liang2021rdrop,
   title     = {R-Drop: Regularized Dropout for Neural Networks},
   author    = {Liang, Xiaobo and Wu, Lijun and Li, Juntao and Wang, Yue and Meng, Qi and Qin, Tao and Chen, Wei and
@@ -87,12 +92,16 @@ def how_to_load(folder: Path) -> Loading:
         name = "model" if path.parent == folder else path.parent.name
         if configuration.get("architectures"):
             library, (architecture, *_) = "transformers", configuration["architectures"]
-            lines[f"from transformers import {architecture}"] = None
-            lines[f'{name} = {architecture}.from_pretrained("{place}")'] = None
+            found = {word: kind for file, (word, kind) in PROCESSORS.items() if (path.parent / file).exists()}
+            lines[f"from transformers import {', '.join([*found.values(), architecture])}"] = None
+            for word, kind in {**found, name: architecture}.items():
+                lines[f'{word} = {kind}.from_pretrained("{place}")'] = None
         else:
             library = "timm"
             lines["import timm"] = None
-            lines[f'{name} = timm.create_model("local-dir:{place}", pretrained=True)'] = None
+            lines[f'{name} = timm.create_model("local-dir:{place}", pretrained=True).eval()'] = None
+            settings = f"**timm.data.resolve_model_data_config({name})"
+            lines[f"{name}_input = timm.data.create_transform({settings})  # from a PIL image"] = None
     code = (
         "\n".join(lines)
         or '# the network of the recipe, whose weights are\nsafetensors.torch.load_file("FOLDER/model.safetensors")'
