@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -57,3 +58,18 @@ def parquet(path: Path, count: int, *, structs: bool, classes: int = len(STAGES)
     labels = pa.array([label for label, _ in numbers], pa.int8())
     pq.write_table(pa.table({"image": images, "label": labels}), path)
     return path
+
+
+class CountedFile(bytes):
+    """The content of a file, of which it is known how many are held at a time."""
+
+    alive: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def __new__(cls, content: bytes) -> CountedFile:
+        cls.alive += 1
+        cls.most = max(cls.most, cls.alive)
+        return super().__new__(cls, content)
+
+    def __del__(self) -> None:
+        type(self).alive -= 1

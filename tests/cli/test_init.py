@@ -71,3 +71,58 @@ def test_a_mistake_is_one_message_and_writes_nothing(
     assert message in err
     assert out == ""
     assert [path.name for path in here.rglob("*")] == ["folder"]
+
+
+def test_the_training_file_is_looked_at_and_each_guess_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [f"{number}\tThis film is number {number}.\t{number / 4}" for number in range(8)]
+    for name in ("train.tsv", "dev.tsv"):
+        Path(name).write_text("\n".join(["id\tsentence\tscore", *rows]) + "\n")
+    Path("test.tsv").write_text("id\tsentence\n1\tA film.\n")
+    assert rdrop("init", "text-classification", "data.train=train.tsv") == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "data.text: sentence (the only column with long texts)",
+        "data.label: score (a usual name of answers)",
+        "data.answer: regression (its numbers have fractions)",
+        "data.validation: dev.tsv (it lies beside the training split)",
+        "data.test: test.tsv is not taken, since it has no column score",
+    ]
+    guessed = ["train=train.tsv", "text=sentence", "label=score", "answer=regression", "validation=dev.tsv"]
+    assert load_recipe("text-classification.yaml") == load_recipe("text-classification", guessed)
+
+
+def test_a_guess_never_goes_before_what_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ["sentence,note,class", *(f"This is a film.,This is a note.,{number % 2}.5" for number in range(6))]
+    for name in ("train.csv", "dev.csv"):
+        Path(name).write_text("\n".join(lines) + "\n")
+    words = ["train=train.csv", "data.text=note", "label=class", "answer=classification", "validation=null"]
+    assert rdrop("init", "text-classification", *words) == 0
+    assert capsys.readouterr().out.startswith("text-classification.yaml written.")
+    assert load_recipe("text-classification.yaml") == load_recipe("text-classification", words)
+
+
+def test_what_cannot_be_guessed_is_said_with_the_columns_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("train.csv").write_text("a,b\n1,2\n3,\x1b[31m4\n")
+    assert rdrop("init", "translation", "data.train=train.csv") == 0
+    assert capsys.readouterr().out.splitlines()[:-1] == [
+        "data.source: none of the columns a, b looks like it; set data.source to one of them",
+        "data.target: none of the columns a, b looks like it; set data.target to one of them",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("data.train=absent.csv", "data.train: there is no "),
+        ("data.train=../train.csv", "data.train: the path '../train.csv' leads out of the data folder"),
+        ("data.train=zip.csv", "zip.csv is a zip archive or a spreadsheet"),
+    ],
+)
+def test_a_training_file_that_cannot_be_read_is_told_and_the_recipe_written(
+    word: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("zip.csv").write_bytes(b"PK\x03\x04")
+    assert rdrop("init", "text-classification", word) == 0
+    told, written = capsys.readouterr().out.splitlines()
+    assert message in told
+    assert written.startswith("text-classification.yaml written.")
+    assert load_recipe("text-classification.yaml") == load_recipe("text-classification", [word])

@@ -62,6 +62,12 @@ def test_the_learning_curve_of_longer_goes_further_right(summary: Summary) -> No
     assert chart.table.rows[-1][4].startswith(f"{100 * sum(ends) / len(ends):.2f} [")
 
 
+def test_a_single_evaluation_is_no_curve(summary: Summary) -> None:
+    last = with_curve(summary, "eval_accuracy", lambda curve: Curve(steps=curve.steps[-1:], values=curve.values[-1:]))
+    assert learning_chart(last, summary.metrics[0]) is None
+    assert learning_chart(last, summary.metrics[1]) is not None
+
+
 def test_the_best_end_depends_on_the_direction_of_the_metric(summary: Summary) -> None:
     for metric, best in ((summary.metrics[0], max), (summary.metrics[1], min)):
         chart = learning_chart(summary, metric)
@@ -166,12 +172,12 @@ def test_values_that_are_not_finite_are_left_out(summary: Summary) -> None:
 
 def test_means_are_over_the_steps_that_every_seed_has(summary: Summary) -> None:
     runs = [
-        run.model_copy(update={"curves": {"eval_nll": Curve(steps=[50, 100 + run.seed], values=[1.0, 0.5])}})
+        run.model_copy(update={"curves": {"eval_nll": Curve(steps=[50, 60, 100 + run.seed], values=[1.0, 0.8, 0.5])}})
         for run in summary.runs
     ]
     chart = learning_chart(summary.model_copy(update={"runs": runs}), summary.metrics[1])
     assert chart is not None
-    assert [row[0] for row in chart.table.rows] == ["50"]
+    assert [row[0] for row in chart.table.rows] == ["50", "60"]
 
 
 def test_differences_count_the_seeds_that_were_better(summary: Summary) -> None:

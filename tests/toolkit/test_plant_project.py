@@ -10,8 +10,8 @@ import pytest
 from pictures import class_folders, listed
 from rdrop.cli.recipe_words import recipe_and_changes
 from rdrop.toolkit.images.models import ImageNetwork
+from rdrop.toolkit.images.recipe import ImageRecipe
 from rdrop.toolkit.recipe_file import built_in_recipes, load_recipe
-from rdrop.toolkit.tasks.image_classification import ImageRecipe
 from rdrop.toolkit.train import survey, train_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "plant-project.md"

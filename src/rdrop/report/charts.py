@@ -90,7 +90,8 @@ def learning_charts(summary: Summary) -> list[Chart]:
         summary: The comparison; its runs hold a curve `eval_<name>` for each evaluated quantity.
 
     Returns:
-        A chart for each metric that has such a curve, in the order of the metrics; then one for each curve that
+        A chart for each metric that has such a curve, of more than one step, in the order of the metrics; then one for
+        each curve that
         belongs to no metric, which is drawn without a word on what is better.
     """
     curves = dict.fromkeys(name for run in summary.runs for name in run.curves if name.startswith("eval_"))
@@ -113,7 +114,7 @@ def learning_chart(summary: Summary, metric: Metric) -> Chart | None:
         metric: One of its metrics; the curve `eval_<name>` is drawn.
 
     Returns:
-        The chart, or None where no run has such a curve.
+        The chart, or None where no run has such a curve, or none was evaluated more than once.
     """
     shown = metric_format(summary, metric)
     lines = _lines(summary, f"eval_{metric.name}", shown.factor)
@@ -125,7 +126,7 @@ def _learning_chart(
     key: str, shown: MetricFormat, lines: Sequence[_Line], best: Callable[..., _Line] | None
 ) -> Chart | None:
     """The chart of a learning curve; `best` picks the line with the best end, where that is known."""
-    if not lines:
+    if all(len(line.steps) == 1 for line in lines):  # evaluated at the end alone, which the table tells
         return None
     ends = [f"{line.name} {number(float(line.mean[-1]), shown.decimals)}{shown.percent_sign}" for line in lines]
     finding = f"At the last evaluation: {', '.join(ends)}."

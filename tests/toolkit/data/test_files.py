@@ -121,3 +121,10 @@ def test_what_the_system_refuses_is_told(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(Path, "open", denied)  # a superuser is denied nothing, so permissions alone do not show it
     message = refusal(tmp_path / "train.csv")
     assert message == f"cannot read '{tmp_path}/train.csv': Permission denied; expected a file that this user may read"
+
+
+@pytest.mark.parametrize("name", ["x" * 256, "ä" * 128, "train/" + "x" * 300 + "/1.png", "train/" * 1000])
+def test_a_path_longer_than_any_file_has_is_one_short_message(folder: Path, name: str) -> None:
+    with pytest.raises(BadValue, match=f"has {len(name):,} characters, more than any file may have") as caught:
+        inside(folder, name)
+    assert len(str(caught.value)) < 200

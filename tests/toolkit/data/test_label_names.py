@@ -62,3 +62,12 @@ def test_classes_need_examples_and_labels_without_any_are_told() -> None:
         require_examples(LabelNames(("a",), PATH), {"a"}, PATH, column="label")
     assert without_examples(names, {"a", "b", "c"}) == []
     assert without_examples(names, {"a"}) == ["No training example has 2 of the 3 labels: b, c."]
+
+
+def test_a_label_of_any_length_is_read_and_cut_in_messages() -> None:
+    digits = "9" * 5000  # more than Python makes a number of
+    assert learned_names([digits, "10"], PATH).names == ("10", digits)
+    for names in (LabelNames(("a", "b" * 5000), PATH), LabelNames(("a", "b" * 5000), PATH, numbered=True)):
+        with pytest.raises(BadValue, match="got the label") as caught:
+            names.known(digits, "label")
+        assert len(str(caught.value)) < 400

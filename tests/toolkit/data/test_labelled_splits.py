@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from rdrop.toolkit.data import labelled_splits
 from rdrop.toolkit.data.labelled_splits import LabelledData, split_paths, streamed, tokenized
 
 
-def test_streamed_rows_come_once_an_epoch_in_an_order_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_streamed_rows_come_once_an_epoch_in_an_order_of_its_own_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(labelled_splits, "CHUNK", 7)
     reads: list[int] = []
     chunks: list[int] = []
@@ -26,17 +27,25 @@ def test_streamed_rows_come_once_an_epoch_in_an_order_of_its_own(monkeypatch: py
 
     rows = streamed(examples, columns, buffer=10, seed=3)
     assert not reads
-    first = [row["number"] for row in rows]
+    first = [row["number"] for row in islice(rows, 30)]
     assert sorted(first) == list(range(30)) != first
     assert chunks == [7, 7, 7, 7, 2]
     # From the tenth on one waits in the buffer; so the first of all is one of the first ten.
     assert first[0] < 10
-    rows.set_epoch(1)
-    second = [row["number"] for row in DataLoader(rows, batch_size=None)]
-    assert sorted(second) == list(range(30))
-    assert second != first
-    assert len(reads) == 2
-    assert all(row["square"] == row["number"] ** 2 for row in rows)
+    both = [row["number"] for row in islice(DataLoader(rows, batch_size=None), 60)]
+    assert both[:30] == first
+    assert sorted(both[30:]) == list(range(30))
+    assert both[30:] != first
+    assert all(row["square"] == row["number"] ** 2 for row in islice(rows, 40))
+
+
+def test_a_table_that_has_become_empty_ends_the_stream() -> None:
+    left = [3]
+
+    def examples() -> Iterator[str]:
+        yield from "ab" * left.pop() if left else ""
+
+    assert len(list(streamed(examples, lambda some: {"text": some}, buffer=2, seed=0))) == 6
 
 
 def test_many_examples_are_tokenized_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:

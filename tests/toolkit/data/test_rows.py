@@ -138,3 +138,7 @@ def test_all_are_counted_and_the_first_are_listed() -> None:
         bad_rows.report(TABLE, number, "bad")
     assert bad_rows.count == LISTED + 50
     assert len(bad_rows.listed) == LISTED
+
+
+def test_a_long_number_is_a_label_of_its_own() -> None:
+    assert label_value(row(10**99 + 1), "column") != label_value(row(10**99 + 2), "column")

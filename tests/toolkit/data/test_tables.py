@@ -20,7 +20,7 @@ from rdrop.errors import UserError
 from rdrop.toolkit.data import tables as module
 from rdrop.toolkit.data.delimited import Quoting
 from rdrop.toolkit.data.rows import BadRows, Row, number_value
-from rdrop.toolkit.data.tables import read_table
+from rdrop.toolkit.data.tables import read_table, table_columns
 
 DATA = Path(os.environ.get("RDROP_DATA", Path(__file__).parents[3] / "shared" / "data"))
 Values = dict[str, Any]
@@ -653,3 +653,14 @@ def test_public_data_have_as_many_rows_as_they_say(name: str, columns: list[str]
 def test_public_data_with_quotes_around_some_texts_are_recognised() -> None:
     message = refusal(DATA / "goemotions" / "dev.tsv.gz", ["text", "labels"])
     assert "'text' stands in double quotes and has quotes written twice; set data.quoting: double if quotes" in message
+
+
+def test_a_folder_in_place_of_a_table_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    assert "train is a folder; expected a table: .csv" in refusal(tmp_path / "train")
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_columns_of_a_table_are_told(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(SAMPLES[name])
+    assert table_columns(tmp_path / name)[:2] == ["text", "label"]

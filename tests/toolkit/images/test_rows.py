@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 
 from pictures import picture_file
 from rdrop.toolkit.images.rows import ImageRows
-from rdrop.toolkit.images.tables import Decoder, Photo
+from rdrop.toolkit.images.tables import Decoder, ListedImage, Photo
 from rdrop.toolkit.images.transforms import Augmentation, InputFormat
 
 FORM = InputFormat((16, 16))
@@ -21,7 +21,7 @@ LIGHT = Augmentation("light", 0.3, "horizontal", 0.0, 0.0)
 def photos(count: int, size: tuple[int, int] = (40, 30)) -> list[Photo]:
     decode = Decoder(FORM, keep=True)
     table = Path("train.parquet")
-    return [decode(picture_file(0, i, size), name=f"{i}.png", label="a", table=table, row=i) for i in range(count)]
+    return [decode(ListedImage(f"{i}.png", "a", picture_file(0, i, size), table, i)) for i in range(count)]
 
 
 def rows(seed: int | None) -> ImageRows:
@@ -66,7 +66,7 @@ def test_rows_travel_to_a_process_that_is_not_a_copy() -> None:
 def test_a_picture_to_look_at_is_small(size: tuple[int, int], kind: str, shown: tuple[int, int]) -> None:
     big = InputFormat((96, 96))
     decode = Decoder(big, keep=True)
-    photo = decode(picture_file(0, 1, size), name="a/1.png", label="a", table=Path("a"), row=None)
+    photo = decode(ListedImage("a/1.png", "a", picture_file(0, 1, size), Path("a")))
     picture = ImageRows([photo], [0], big.evaluation()).picture(0, ["b: 3%"])
     assert picture.caption == ["a/1.png", "b: 3%"]
     with Image.open(io.BytesIO(picture.image)) as image:

@@ -25,6 +25,7 @@ from rdrop.toolkit.images.tables import (
     Decoder,
     Photo,
     labelled_photos,
+    listed_images,
     repeated_images,
     unlabelled_photos,
     unused_files,
@@ -43,7 +44,8 @@ def read(path: Path, policy: Policy = "fail", names: LabelNames | None = None, *
     bad_rows = BadRows(policy)
     section = TableData.model_validate({"folder": str(path.parent)} | data)
     known: Callable[[str, str], str] = (lambda label, _: label) if names is None else names.known
-    found = labelled_photos(path, section, ("image", "label"), known=known, decoder=decoder(), bad_rows=bad_rows)
+    listing = listed_images(path, section, ("image", "label"), known, bad_rows)
+    found = labelled_photos(listing, decoder(), bad_rows)
     return list(found), " ".join(bad_rows.sentences())
 
 
@@ -87,9 +89,9 @@ def test_a_table_names_images_from_its_own_folder(tmp_path: Path) -> None:
     images = class_folders(tmp_path / "photos" / "all", 2)
     table = listed(tmp_path / "photos" / "train.csv", images)
     found, _ = read(table, folder=str(tmp_path))
-    assert [(photo.name, photo.label, photo.row) for photo in found[:2]] == [
-        ("photos/all/heading/0.png", "heading", 2),
-        ("photos/all/heading/1.png", "heading", 3),
+    assert [(photo.name, photo.label) for photo in found[:2]] == [
+        ("photos/all/heading/0.png", "heading"),
+        ("photos/all/heading/1.png", "heading"),
     ]
     assert np.array_equal(pixels(found[0]), np.asarray(FORM.shrinker()(picture(3, 0))))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,7 @@ def test_a_streamed_training_split_trains_and_tells_what_it_does_not_count(folde
     assert "Streamed pairs of train.tsv for training, 9 for validation" in splits.description
     assert "order random within 10 pairs" in splits.notes[0]
     assert task.batches_per_epoch(splits.train) is None
-    found = texts(task, {"labels": [row["labels"] for row in splits.train]}, "labels")
+    found = texts(task, {"labels": [row["labels"] for row in islice(splits.train, 48)]}, "labels")
     assert sorted(found) == sorted(target for _, target in tiny.pairs(48, 0)) != found
     trainer = trainer_of(task, splits, model, steps=14)
     trainer.train()

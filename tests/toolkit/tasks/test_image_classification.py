@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 from collections import Counter
+from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +16,22 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
-from pictures import STAGES, class_folders, listed, parquet, picture_file
+from command_line import rdrop
+from pictures import STAGES, CountedFile, class_folders, listed, parquet, picture_file
 from rdrop.errors import UserError
 from rdrop.toolkit import train
 from rdrop.toolkit.arms import objective
+from rdrop.toolkit.data.rows import Row
+from rdrop.toolkit.images import tables as image_tables
 from rdrop.toolkit.images.network_pair import NetworkPair
+from rdrop.toolkit.images.recipe import ImageRecipe
 from rdrop.toolkit.images.rows import ImageRows
+from rdrop.toolkit.images.tables import Decoder, ListedImage, Photo
 from rdrop.toolkit.recipe_file import load_recipe
 from rdrop.toolkit.runs import RunRecord
+from rdrop.toolkit.single_run import read_record
 from rdrop.toolkit.summary import Confusion, Gallery
-from rdrop.toolkit.tasks.image_classification import ImageClassificationTask, ImageRecipe
+from rdrop.toolkit.tasks.image_classification import ImageClassificationTask
 from rdrop.toolkit.train import build_model, planned_steps, survey, train_run
 
 Sections = dict[str, Any]
@@ -202,6 +211,12 @@ def test_a_batch_larger_than_the_data_and_no_split_to_judge_on(folder: Path) -> 
         (["model.second=resnet18", "compare.arms=plain,rdrop", "strategy=concat"], "rdrop.strategy: got concat, but"),
         (["model.dropout=0", "alpha=0"], "rdrop.alpha: got 0, and 0 for model.dropout"),
         (["image_size=4"], "model.image_size: got 4, expected null or a whole number, at least 8"),
+        (["streaming=true"], "data.validation: got null, and a streamed training split has no part to hold out"),
+        (
+            ["streaming=true", "validation=val.csv", "train_size=10"],
+            "data.train_size: got 10, but nothing can be drawn from a streamed training split; write null",
+        ),
+        (["shuffle_buffer=0"], "data.shuffle_buffer: got 0, expected a whole number, at least 1"),
     ],
 )
 def test_a_recipe_that_contradicts_itself(sections: list[str], expected: str) -> None:
@@ -213,6 +228,179 @@ def test_a_recipe_that_contradicts_itself(sections: list[str], expected: str) ->
 def test_a_pair_or_stochastic_depth_makes_passes_differ_without_dropout() -> None:
     load_recipe("image-classification", ["dropout=0", "alpha=0", "drop_path=0.1"])
     load_recipe("image-classification", ["dropout=0", "alpha=0", "second=resnet18", "arms=plain,rdrop"])
+
+
+STREAMED: dict[str, Any] = {
+    "data": {"train": "train.csv", "validation": "val", "streaming": True, "shuffle_buffer": 10},
+    "training": {"steps": 9, "eval_every_steps": 9, "epochs": 1},
+}
+
+
+@pytest.fixture
+def tables(folder: Path) -> Path:
+    """32 images in two tables and 8 to judge on."""
+    files = listed(folder / "train.csv", folder / "train").read_text().splitlines(keepends=True)
+    order = np.random.default_rng(0).permutation(len(files) - 1)
+    (folder / "train.csv").write_text("".join([files[0], *(files[1 + i] for i in order)]))
+    class_folders(folder / "val", 2, start=20)
+    class_folders(folder / "more" / "val", 2, ["0", "1", "2", "3"], start=20)
+    parquet(folder / "more" / "train.parquet", 8, structs=True)
+    return folder
+
+
+def of_parquet(**data: Any) -> dict[str, Any]:
+    more = {"train": "more/train.parquet", "validation": "more/val", **data}
+    return {**STREAMED, "data": STREAMED["data"] | more}
+
+
+def test_a_streamed_split_has_the_examples_of_memory(tables: Path) -> None:
+    for sections in (STREAMED, of_parquet()):
+        off = {"data": sections["data"] | {"streaming": False}, "training": {"augmentation": "none"}}
+        held_task, held = load(tables, **off)
+        training = STREAMED["training"] | {"augmentation": "none"}
+        task, splits = load(tables, data=sections["data"], training=training)
+        assert task.names == held_task.names
+
+        def sums(rows: Any) -> list[tuple[float, int]]:
+            return [(float(row["pixel_values"].double().sum()), row["labels"]) for row in rows]
+
+        streamed = sums(islice(splits.train, 32))
+        assert sorted(streamed) == sorted(sums(held.train)) != streamed
+        assert sums(splits.validation) == sums(held.validation)
+        assert sums(islice(load(tables, 1, data=sections["data"], training=training)[1].train, 32)) != streamed
+        assert sums(islice(load(tables, data=sections["data"], training=STREAMED["training"])[1].train, 32)) != streamed
+        assert f"the 32 in {sections['data']['train']}, streamed, for training, 8 for val" in splits.description
+        assert task.batches_per_epoch(splits.train) is None
+    assert survey(recipe(tables, **STREAMED)).nominal_steps == 9
+    assert survey(recipe(tables, **STREAMED)).notes == (
+        "The training split is streamed and its order random within 10 images.",
+    )
+
+
+@pytest.mark.parametrize("second", [None, "test_efficientnet"])
+def test_a_streamed_run_learns_and_is_repeated_bit_for_bit(tables: Path, second: str | None) -> None:
+    sections = {**STREAMED, "training": {"steps": 24, "eval_every_steps": 24}}
+    if second is not None:
+        sections = {**sections, **PAIR}
+    settings = recipe(tables, **sections)
+    first, again = (train_run(settings, "rdrop", 0, 24, lambda _: None) for _ in range(2))
+    assert (first.run.status, first.run.error, first.run.optimizer_steps) == ("finished", None, 24)
+    assert lasting(first) == lasting(again)
+    loss = first.run.curves["task_loss"].values
+    assert np.mean(loss[-4:]) < np.mean(loss[:4])
+    assert first.run.curves["divergence"].values[-1] > 0
+
+
+def test_a_streamed_run_that_goes_on_in_a_later_epoch_ends_with_the_same_weights(tables: Path, tmp_path: Path) -> None:
+    def trained(where: Path, steps: int, **saving: Any) -> dict[str, Tensor]:
+        resume = saving.pop("resume", None)
+        task, splits = load(tables, **STREAMED)
+        model = build_model(task, 0)
+        trainer_of(task, model, splits, where, steps, **saving).train(resume_from_checkpoint=resume)
+        return model.state_dict()
+
+    undisturbed = trained(tmp_path / "a", 11)
+    trained(tmp_path / "b", 11, save_strategy="steps", save_steps=6)  # in the second of four-step epochs
+    resumed = trained(tmp_path / "c", 11, resume=str(tmp_path / "b" / "checkpoint-6"))
+    assert all(map(torch.equal, resumed.values(), undisturbed.values()))
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_the_command_trains_on_a_stream_and_the_model_is_used(
+    tables: Path, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections = STREAMED if kind == "csv" else of_parquet()
+    path = tables / "my.yaml"
+    path.write_text(json.dumps(recipe(tables, **sections).model_dump(mode="json")))
+    assert rdrop("train", path, "--out", tables / "run") == 0
+    record = read_record(tables / "run")
+    assert record.run.optimizer_steps == 9
+    assert f"the 32 in {sections['data']['train']}, streamed" in record.data
+    assert "order random within 10 images" in " ".join(record.notes)
+    capsys.readouterr()
+    assert rdrop("predict", tables / "run", tables / "val" / "sprout" / "20.png") == 0
+    assert capsys.readouterr().out
+    assert rdrop("evaluate", tables / "run") == 0
+    assert rdrop("train", path, "training.steps=null", "--out", tables / "other") == 2
+    assert "training.steps is null, but the length of streamed data is not known" in capsys.readouterr().err
+
+
+def test_a_streamed_split_is_checked_before_it_is_trained_on(tables: Path) -> None:
+    with (tables / "train.csv").open("a") as file:
+        file.write("val/sprout/21.png,sprout\ntrain/sprout/99.png,sprout\n")
+    assert message(tables, **STREAMED).startswith(
+        "train.csv:35: image train/sprout/99.png: there is no file train/sprout/99.png"
+    )
+    (tables / "val" / "sprout" / "20.png").write_bytes(b"no image")
+    (tables / "val" / "wilted").mkdir()
+    (tables / "val" / "wilted" / "1.png").write_bytes(picture_file(2, 99))
+    skipping = {**STREAMED, "data": STREAMED["data"] | {"on_bad_row": "skip"}}
+    _, streamed = load(tables, **skipping)
+    held_data = skipping["data"] | {"streaming": False}
+    _, held = load(tables, data=held_data)
+    # Counted once, though more than one pass was made, and told as without streaming.
+    assert streamed.notes[:-1] == held.notes
+    told = "\n".join(streamed.notes)
+    assert "1 row of" in told
+    assert "1 file of" in told
+    assert "wilted was skipped" in told
+    assert (
+        "1 image of the validation split, and the same file in training, which makes the metrics look better than they "
+        "are: val/sprout/21.png (val/sprout/21.png)." in told
+    )
+    list(islice(streamed.train, 70))
+    assert len(streamed.validation) == 7
+
+
+def test_what_cannot_be_streamed_is_refused(tables: Path) -> None:
+    told = message(tables, data=STREAMED["data"] | {"train": "train"}, training=STREAMED["training"])
+    assert told.startswith("data.train is train, a folder, whose classes come one after another")
+    (tables / "train.csv").write_text("image,label\ntrain/sprout/1.png,sprout\n")
+    assert "the label of every row is 'sprout' (column label); expected at least two" in message(tables, **STREAMED)
+    (tables / "train.csv").write_text("image,label\n")
+    assert "train.csv has no rows" in message(tables, **STREAMED)
+    assert "there is no column 'photo'" in message(tables, data=STREAMED["data"] | {"image": "photo"})
+
+
+def test_a_table_in_the_order_of_its_classes_is_told(tables: Path) -> None:
+    listed(tables / "train.csv", tables / "train")
+    _, splits = load(tables, data=STREAMED["data"] | {"shuffle_buffer": 7})
+    assert splits.notes[-1] == (
+        "8 images of train.csv that come one after another are all 'sprout', more than data.shuffle_buffer mixes with "
+        "others; put the rows into random order."
+    )
+    assert len(load(tables, data=STREAMED["data"] | {"shuffle_buffer": 8})[1].notes) == 1
+
+
+def test_a_stream_is_checked_and_trained_on_without_being_held(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    CountedFile.most = CountedFile.alive = 0
+    reads = 0
+
+    def many(path: Path, columns: Any, **_: Any) -> Iterator[Row]:
+        """More different images than there is room for."""
+        nonlocal reads
+        for number in range(300):
+            reads += 1
+            content = CountedFile(picture_file(number % 4, number, (8, 8)))
+            yield Row(path, number, {"image": content, "label": number % 4})
+
+    remembered: list[int] = []
+    decode = Decoder.__call__
+
+    def watched(self: Decoder, listed: ListedImage) -> Photo:
+        photo = decode(self, listed)
+        remembered.append(len(self._seen))
+        return photo
+
+    monkeypatch.setattr(image_tables, "read_table", many)
+    monkeypatch.setattr(Decoder, "__call__", watched)
+    _, splits = load(tables, **of_parquet())
+    assert reads == 300  # one pass before training
+    assert CountedFile.most <= 3
+    assert max(remembered) == len(splits.validation) == 8
+    assert sum(1 for _ in islice(splits.train, 650)) == 650
+    assert reads > 900
+    assert CountedFile.most <= 10 + 3  # the buffer, and what is read, drawn and handed out
 
 
 def lasting(record: RunRecord) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -213,16 +214,14 @@ def test_streamed_blocks_are_those_of_memory_in_another_order(folder: Path) -> N
     task, streamed = loaded(folder, streaming=True, shuffle_buffer=50)
     assert "train.txt streamed for training" in streamed.description
     expected = [block["input_ids"].tolist() for block in memory.train]
-    first: list[list[int]] = []
-    second: list[list[int]] = []
-    for epoch, found in enumerate([first, second]):
-        streamed.train.set_epoch(epoch)
-        found += [list(block["input_ids"]) for block in streamed.train]
+    size = len(expected)
+    found = [list(block["input_ids"]) for block in islice(streamed.train, 2 * size)]
+    first, second = found[:size], found[size:]
     assert sorted(first) == sorted(second) == sorted(expected)
     assert expected != first != second
     other = LanguageTask(recipe(folder, data={"streaming": True, "shuffle_buffer": 50})).load(1)
-    assert [list(block["input_ids"]) for block in other.train] != first
-    batch = task.collate(list(streamed.train)[:4])
+    assert [list(block["input_ids"]) for block in islice(other.train, size)] != first
+    batch = task.collate(list(islice(streamed.train, 4)))
     assert batch["labels"].shape == batch["input_ids"].shape
     with pytest.raises(UserError, match=r"training\.steps is null, but the length of streamed data is not known"):
         survey(recipe(folder, data={"streaming": True}, training={"steps": None}))

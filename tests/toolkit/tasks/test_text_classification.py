@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -63,10 +64,16 @@ def loaded(made: TextRecipe, seed: int = 0) -> tuple[TextTask, Splits]:
 
 
 def trainer_of(
-    task: TextTask, splits: Splits, model: torch.nn.Module, folder: Path, alpha: float = 1.5
+    task: TextTask,
+    splits: Splits,
+    model: torch.nn.Module,
+    folder: Path,
+    alpha: float = 1.5,
+    steps: int = 1,
+    **saving: Any,
 ) -> RDropTrainer:
     goal = Objective(passes=2, alpha=alpha)
-    return make_trainer(task, goal, 0, model, splits, steps=1, nominal=1, folder=str(folder))
+    return make_trainer(task, goal, 0, model, splits, steps=steps, nominal=steps, folder=str(folder), **saving)
 
 
 def message(made: TextRecipe) -> str:
@@ -366,14 +373,15 @@ def test_a_streamed_split_is_read_in_every_epoch(folder: Path, encoder: str) -> 
     )
     task, splits = loaded(made)
     _, kept = loaded(recipe(folder, encoder))
-    rows = list(splits.train)
+    rows = list(islice(splits.train, len(kept.train)))
     assert [row["texts"] for row in rows] != kept.train["texts"][:]
 
     def by_text(some: Any) -> list[tuple[str, int]]:
         return sorted((row["texts"][0], row["labels"]) for row in some)
 
     assert by_text(rows) == by_text(kept.train)
-    assert list(loaded(made)[1].train) == rows != list(loaded(made, seed=1)[1].train)
+    again, other = (list(islice(loaded(made, seed=seed)[1].train, len(rows))) for seed in (0, 1))
+    assert again == rows != other
     assert task.names == ("no", "yes")
     assert "those in train.csv, streamed, for training, 12 for validation (dev.csv)" in splits.description
     assert survey(made).nominal_steps == 9
@@ -383,6 +391,26 @@ def test_a_streamed_split_is_read_in_every_epoch(folder: Path, encoder: str) -> 
     assert "training.steps is null, but the length of streamed data is not known" in message(
         recipe(folder, encoder, data={"streaming": True})
     )
+
+
+def test_a_streamed_run_that_goes_on_in_a_later_epoch_ends_with_the_same_weights(
+    folder: Path, encoder: str, tmp_path: Path
+) -> None:
+    made = recipe(folder, encoder, data={"streaming": True, "shuffle_buffer": 16}, training={"steps": 12})
+
+    def trained(where: str, resume: Path | None = None, **saving: Any) -> dict[str, Tensor]:
+        task, splits = loaded(made)
+        model = build_model(task, 0)
+        trainer = trainer_of(task, splits, model, tmp_path / where, steps=12, **saving)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        return model.state_dict()
+
+    _, kept = loaded(recipe(folder, encoder))
+    assert len(kept.train) < 8 * made.training.batch_size  # so that the eighth step is in a later epoch
+    undisturbed = trained("a")
+    trained("b", save_strategy="steps", save_steps=8)
+    resumed = trained("c", resume=tmp_path / "b" / "checkpoint-8")
+    assert all(map(torch.equal, resumed.values(), undisturbed.values()))
 
 
 def spoil(name: str, text: str) -> Callable[[Path], object]:

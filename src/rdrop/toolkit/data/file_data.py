@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 from sklearn.model_selection import train_test_split
 
 from rdrop.errors import UserError
 from rdrop.toolkit.data.files import inside
 from rdrop.toolkit.data.rows import BadValue
-from rdrop.toolkit.recipe import Data, Rate
+from rdrop.toolkit.recipe import Data, Rate, fault
 
 Indices = NDArray[np.int64]
 
@@ -49,6 +49,9 @@ class FileData(Data):
 class TableData(FileData):
     """What to train and test on."""
 
+    TRAINED_ON: ClassVar[str] = "training split"
+    """What messages call that which is streamed."""
+
     delimiter: str | None = Field(
         default=None, description="Character between the fields of a text table; null: that of its suffix."
     )
@@ -57,6 +60,30 @@ class TableData(FileData):
         description="Whether fields may stand in double quotes; `auto`: in .csv they may, in .tsv they may not.",
     )
     encoding: str = Field(default="utf-8", description="Encoding of text files.")
+    streaming: bool = Field(
+        default=False,
+        description="Whether the training split is read anew in every epoch, in constant memory, in place of once; "
+        "needs `training.steps` and a split in `validation`.",
+    )
+    shuffle_buffer: Annotated[int, Field(ge=1)] = Field(
+        default=10_000, description="Streamed examples that are held at a time, to be handed out in random order."
+    )
+
+    @model_validator(mode="after")
+    def _streamable(self) -> Self:
+        if self.streaming and self.validation is None:
+            raise fault(
+                f"got null, and a streamed {self.TRAINED_ON} has no part to hold out; name a file",
+                "data.validation",
+                "data.streaming",
+            )
+        if self.streaming and self.train_size is not None:
+            raise fault(
+                f"got {self.train_size:,}, but nothing can be drawn from a streamed {self.TRAINED_ON}; write null",
+                "data.train_size",
+                "data.streaming",
+            )
+        return self
 
 
 def hold_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
@@ -11,6 +12,7 @@ from rdrop.toolkit.data.rows import BadValue
 from rdrop.toolkit.plain_yaml import shown
 from rdrop.toolkit.recipe_fields import nearest
 
+LONGEST_PATH, LONGEST_NAME = 4096, 255  # bytes that systems allow
 NEIGHBOURS = 10_000  # names among which a mistaken one is looked for; a folder of images may hold millions
 
 
@@ -38,8 +40,13 @@ def inside(folder: Path, name: str) -> Path:
     """
     told = shown(name).removeprefix("the text ")
     try:
+        parts = [len(os.fsencode(part)) for part in Path(name).parts]
+        if sum(parts) > LONGEST_PATH or max(parts, default=0) > LONGEST_NAME:
+            raise BadValue(f"the path {told} has {len(name):,} characters, more than any file may have")
         root = folder.resolve()
         path = (root / name).resolve()
+    except BadValue:
+        raise
     except (OSError, RuntimeError, ValueError) as error:  # a chain of links without end; a NUL character
         raise BadValue(f"the path {told} cannot be followed: {error}") from None
     if path == root or not name:

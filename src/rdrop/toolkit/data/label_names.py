@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,8 @@ from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.recipe_fields import nearest
 
 LISTED = 30  # names in a message
+LONGEST = 60  # characters of one
+DIGITS = 100  # of a number; Python reads no more than some thousands
 
 
 @dataclass(frozen=True)
@@ -43,18 +45,20 @@ class LabelNames:
         """
         if value in self.names:
             return value
-        if self.numbered and value.isdecimal() and int(value) < len(self.names):
+        if self.numbered and value.isdecimal() and len(value) <= DIGITS and int(value) < len(self.names):
             return self.names[int(value)]
         close = nearest(value, self.names)
-        hint = f" (did you mean {close!r}?)" if close else ""
+        hint = f" (did you mean {_quoted(close)}?)" if close else ""
         if self.numbered:
             raise BadValue(
-                f"{column}: got the label {value!r}, expected one of the {len(self.names)} names in {self.path}, or "
-                f"its number, 0 to {len(self.names) - 1}{hint}"
+                f"{column}: got the label {_quoted(value)}, expected one of the {len(self.names)} names in "
+                f"{self.path}, or its number, 0 to {len(self.names) - 1}{hint}"
             )
-        told = ", ".join(self.names[:LISTED]) + (", ..." if len(self.names) > LISTED else "")
+        told = ", ".join(f"{name:.{LONGEST}}" for name in self.names[:LISTED]) + (
+            ", ..." if len(self.names) > LISTED else ""
+        )
         raise BadValue(
-            f"{column}: got the label {value!r}, which no row of {self.path} has; expected one of {told}{hint}"
+            f"{column}: got the label {_quoted(value)}, which no row of {self.path} has; expected one of {told}{hint}"
         )
 
 
@@ -92,7 +96,7 @@ def learned_names(labels: Iterable[str], path: Path) -> LabelNames:
     ('9', '10')
     """
     found = set(labels)
-    whole = all(label.removeprefix("-").isdecimal() for label in found)
+    whole = all(label.removeprefix("-").isdecimal() and len(label) <= DIGITS for label in found)
     return LabelNames(tuple(sorted(found, key=(lambda label: (int(label), label)) if whole else None)), path)
 
 
@@ -110,13 +114,14 @@ def require_examples(names: LabelNames, found: Collection[str], path: Path, *, c
     """
     if len(names.names) < 2:
         raise UserError(
-            f"{path}: the label of every row is {names.names[0]!r} (column {column}); expected at least two classes"
+            f"{path}: the label of every row is {_quoted(names.names[0])} (column {column}); expected at least two "
+            "classes"
         )
     empty = [name for name in names.names if name not in found]
     if empty:
         raise UserError(
-            f"{path}: no row has the label {', '.join(map(repr, empty))} of {names.path}; add examples of each class, "
-            "or take its name out of the file"
+            f"{path}: no row has the label {', '.join(map(_quoted, empty[:LISTED]))} of {names.path}; add "
+            "examples of each class, or take its name out of the file"
         )
 
 
@@ -133,5 +138,15 @@ def without_examples(names: LabelNames, found: Collection[str]) -> list[str]:
     missing = [name for name in names.names if name not in found]
     if not missing:
         return []
-    told = ", ".join(missing[:LISTED]) + (", ..." if len(missing) > LISTED else "")
+    told = _listed(missing)
     return [f"No training example has {len(missing)} of the {len(names.names)} labels: {told}."]
+
+
+def _quoted(name: str) -> str:
+    """A name in a message."""
+    return repr(name if len(name) <= LONGEST else name[: LONGEST - 3] + "...")
+
+
+def _listed(names: Sequence[str]) -> str:
+    """The first few of some names."""
+    return ", ".join(name[:LONGEST] for name in names[:LISTED]) + (", ..." if len(names) > LISTED else "")

@@ -6,20 +6,19 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
-from typing import Annotated, Any, Generic, Self, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 from warnings import warn
 
 import numpy as np
 from datasets import Dataset, IterableDataset, concatenate_datasets
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from rdrop.errors import RDropWarning, UserError
 from rdrop.toolkit.data.file_data import FileData, TableData, draw, hold_out, named_path, split_seed
 from rdrop.toolkit.data.label_names import LabelNames, given_names, learned_names
 from rdrop.toolkit.data.rows import BadRows
-from rdrop.toolkit.recipe import fault
 from rdrop.toolkit.task import Rows, Splits
 
 E = TypeVar("E")
@@ -36,30 +35,6 @@ class LabelledData(TableData):
         "from 0. null: the names are those that the training split has.",
     )
     max_length: Annotated[int, Field(ge=8)] = Field(default=128, description="Tokens of an example at most.")
-    streaming: bool = Field(
-        default=False,
-        description="Whether the training split is read anew in every epoch, in constant memory, in place of once; "
-        "needs `training.steps`.",
-    )
-    shuffle_buffer: Annotated[int, Field(ge=1)] = Field(
-        default=10_000, description="Streamed examples that are held at a time, to be handed out in random order."
-    )
-
-    @model_validator(mode="after")
-    def _streamable(self) -> Self:
-        if self.streaming and self.validation is None:
-            raise fault(
-                "got null, and a streamed training split has no part to hold out; name a file",
-                "data.validation",
-                "data.streaming",
-            )
-        if self.streaming and self.train_size is not None:
-            raise fault(
-                f"got {self.train_size:,}, but nothing can be drawn from a streamed training split; write null",
-                "data.train_size",
-                "data.streaming",
-            )
-        return self
 
 
 class Table(ABC, Generic[E]):
@@ -283,17 +258,20 @@ def streamed(
     buffer: int,
     seed: int,
 ) -> IterableDataset:
-    """Rows that are read and made when they are asked for, from the start in every epoch, and shuffled in a buffer.
+    """Rows that are read and made when they are asked for, epoch after epoch without end, and shuffled in a buffer.
+
+    A Trainer counts no epochs of what has no length, and so could not go on within a later one after a stop. Of what
+    has no end, there is only one.
 
     Args:
         examples: Reads the table.
         columns: Makes the columns of some examples.
         buffer: Rows that are held.
-        seed: Seed of the order.
+        seed: Seed of the order, which is another one in each epoch.
 
     >>> rows = streamed(lambda: iter("abc"), lambda some: {"text": some}, buffer=10, seed=0)
-    >>> sorted(row["text"] for row in rows)
-    ['a', 'b', 'c']
+    >>> sorted(row["text"] for row in islice(rows, 6))
+    ['a', 'a', 'b', 'b', 'c', 'c']
     """
 
     def rows() -> Iterator[dict[str, Any]]:
@@ -303,4 +281,17 @@ def streamed(
             for values in zip(*made.values(), strict=True):
                 yield dict(zip(made, values, strict=True))
 
-    return IterableDataset.from_generator(rows).shuffle(seed=seed, buffer_size=buffer)
+    once = IterableDataset.from_generator(rows).shuffle(seed=seed, buffer_size=buffer)
+
+    def endless() -> Iterator[dict[str, Any]]:
+        made = True
+        for epoch in count():
+            if not made:  # the table has become empty
+                return
+            once.set_epoch(epoch)
+            made = False
+            for row in once:
+                made = True
+                yield row
+
+    return IterableDataset.from_generator(endless)

@@ -106,7 +106,7 @@ def label_value(row: Row, column: str) -> str:
     """
     value = row.values.get(column)
     if isinstance(value, int):
-        return shown_value(value)
+        return str(value).lower() if isinstance(value, bool) else str(value)
     if not isinstance(value, str) or not value.strip():
         raise BadValue(f"{column}: got {shown_value(value)}, expected a label: a word or a whole number")
     return value.strip()

@@ -78,17 +78,15 @@ def read_table(
     train.tsv:3: got 1 field, expected 2 as in the header
     """
     wanted = _Wanted(path, tuple(columns), tuple(optional_columns))
-    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    suffix = table_suffix(path)
     found: Iterator[Found]
     if suffix in DELIMITERS:
         form = delimited_format(path, suffix, delimiter, quoting)
         found = _delimited(wanted, form, encoding)
     elif suffix in JSON_LINES:
         found = _json_lines(wanted, encoding)
-    elif path.suffix.lower() == ".parquet":
-        found = _parquet(wanted)
     else:
-        raise UserError(f"{path}: the end of the name does not say what kind of table it is; expected {KNOWN}")
+        found = _parquet(wanted)
     rows, skipped_before = 0, bad_rows.skipped(path)
     for number, values in found:
         rows += 1
@@ -101,6 +99,67 @@ def read_table(
     # The rows that the caller reported are among them: it has done so by the time it asks for the next one.
     if bad_rows.skipped(path) - skipped_before == rows:
         raise UserError(f"no row of {path} can be used: {bad_rows.sentence(path)}")
+
+
+def table_suffix(path: Path) -> str:
+    """The end of a table's name that says what it is, without the .gz after it.
+
+    Args:
+        path: The table.
+
+    Raises:
+        UserError: It says nothing, or the path is that of a folder.
+
+    >>> table_suffix(Path("train.CSV.gz"))
+    '.csv'
+    """
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    if suffix in (*DELIMITERS, *JSON_LINES) or path.suffix.lower() == ".parquet":
+        return suffix
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a table: {KNOWN}")
+    raise UserError(f"{path}: the end of the name does not say what kind of table it is; expected {KNOWN}")
+
+
+def table_columns(
+    path: Path, *, delimiter: str | None = None, quoting: Quoting = "auto", encoding: str = "utf-8"
+) -> list[str]:
+    r"""The names of a table's columns, in their order; of JSON lines those of the first object.
+
+    Args:
+        path: The table.
+        delimiter: As in `read_table`, as are the following.
+        quoting: As there.
+        encoding: As there.
+
+    Raises:
+        UserError: The file cannot be read.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "train.tsv"
+    ...     _ = path.write_text("text\tlabel\nGood.\t1\n")
+    ...     table_columns(path)
+    ['text', 'label']
+    """
+    suffix = table_suffix(path)
+    if suffix in DELIMITERS:
+        form = delimited_format(path, suffix, delimiter, quoting)
+        return delimited_rows(path, text_lines(path, encoding), form)[0]
+    if suffix in JSON_LINES:
+        objects = (json.loads(line) for line in text_lines(path, encoding) if line.strip())
+        try:
+            first = next(objects, None)
+        except (ValueError, RecursionError):
+            first = None
+        return list(first) if isinstance(first, dict) else []
+    from pyarrow.parquet import ParquetFile  # slow to import, and not all need it
+
+    with opened(path) as file:
+        try:
+            return list(ParquetFile(file).schema_arrow.names)
+        except Exception as error:  # as below
+            raise UserError(f"{path} cannot be read as Parquet: {str(error).partition(chr(10))[0]:.200}") from error
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from rdrop.toolkit.images.tables import Photo
@@ -46,10 +48,8 @@ class ImageRows(Dataset[dict[str, Any]]):
         return len(self.photos)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        image = self.photos[index].image()
-        drawn = nullcontext() if self.seed is None else randomness_of(self.seed, self.epoch, index)
-        with drawn:
-            row: dict[str, Any] = {"pixel_values": self.transform(image)}
+        pixels = transformed(self.photos[index].image(), self.transform, self.seed, self.epoch, index)
+        row: dict[str, Any] = {"pixel_values": pixels}
         return row if self.labels is None else row | {"labels": self.labels[index]}
 
     def picture(self, index: int, caption: Sequence[str]) -> Picture:
@@ -61,3 +61,17 @@ class ImageRows(Dataset[dict[str, Any]]):
         file = io.BytesIO()
         image.save(file, "PNG" if small else "JPEG")
         return Picture(image=base64.b64encode(file.getvalue()), caption=[photo.name, *caption])
+
+
+def transformed(image: Image.Image, transform: Transform, seed: int | None, epoch: int, index: int) -> Tensor:
+    """What a network takes of a training image.
+
+    Args:
+        image: The image.
+        transform: From it to the tensor `(3, H, W)`.
+        seed: Seed of a random transform; None: it is not random.
+        epoch: What is drawn depends on the seed, on this,
+        index: and on the place of the image in the list of all of them.
+    """
+    with nullcontext() if seed is None else randomness_of(seed, epoch, index):
+        return transform(image)

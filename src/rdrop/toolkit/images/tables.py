@@ -1,7 +1,7 @@
 """Images with their labels: a folder of classes, a table of paths, or a table that holds the files themselves.
 
-Every image is opened and decoded to the last pixel while the data are read, so that what cannot be used is known before
-anything is trained.
+First they are listed. Then every image is opened and decoded to the last pixel, so that what cannot be used is known
+before anything is trained.
 """
 
 from __future__ import annotations
@@ -33,17 +33,47 @@ QUOTED = 3  # names in a sentence
 
 
 @dataclass(frozen=True, slots=True)
-class Photo:
-    """An image of the user's that was found and decoded."""
+class ListedImage:
+    """An image that a folder or a table lists; nobody has opened it yet."""
 
     name: str
     """For a reader: its path from the data folder, or the table and the row that hold it."""
     label: str
     """Its class; empty where nobody knows."""
-    table: Path
-    """What a message about its label names: a table, or the file itself."""
-    row: int | None
+    encoded: Path | bytes
+    """Its file."""
+    place: Path
+    """What a message about it names: a table, or the file itself."""
+    row: int | None = None
     """Its row in the table."""
+    prefix: str = ""
+    """What such a message begins with."""
+
+    def image(self, shrink: Shrinker) -> Image.Image:
+        """The image, no larger than needed.
+
+        Raises:
+            BadValue: It cannot be read or is no image.
+        """
+        return _decoded(_content(self.encoded), shrink)
+
+    def report(self, error: BadValue, bad_rows: BadRows) -> None:
+        """Applies the policy to an image that cannot be opened.
+
+        Raises:
+            UserError: The policy is `fail`.
+        """
+        bad_rows.report(self.place, self.row, f"{self.prefix}{error}")
+
+
+@dataclass(frozen=True, slots=True)
+class Photo:
+    """An image of the user's that was found and decoded."""
+
+    name: str
+    """As in `ListedImage`."""
+    label: str
+    """Its class; empty where nobody knows."""
     digest: bytes
     """Equal for equal files."""
     encoded: Path | bytes
@@ -61,8 +91,8 @@ class Photo:
         if self.pixels is not None:
             return Image.fromarray(self.pixels)
         try:
-            return self.shrink(decode_image(_content(self.encoded)))
-        except (BadImage, BadValue) as error:
+            return _decoded(_content(self.encoded), self.shrink)
+        except BadValue as error:
             raise UserError(f"{self.name}: {error}") from None
 
 
@@ -72,73 +102,87 @@ class Decoder:
     Args:
         form: What the network wants; images are held no larger than that needs.
         keep: Whether to hold the pixels.
+        remember: Whether to know a file that was decoded once, which takes some memory for each.
     """
 
     _latest: ClassVar[dict[tuple[bytes, InputFormat, bool], Pixels | None]] = {}
 
-    def __init__(self, form: InputFormat, *, keep: bool) -> None:
+    def __init__(self, form: InputFormat, *, keep: bool, remember: bool = True) -> None:
         self.form = form
         self.keep = keep
+        self.remember = remember
         self.shrink = form.shrinker()
         self._seen: dict[tuple[bytes, InputFormat, bool], Pixels | None] = {}
 
-    def __call__(self, encoded: Path | bytes, *, name: str, label: str, table: Path, row: int | None) -> Photo:
+    def __call__(self, listed: ListedImage) -> Photo:
         """The image of a file, or of its bytes.
 
         Raises:
             BadValue: It cannot be read or is no image.
         """
-        content = _content(encoded)
+        content = _content(listed.encoded)
         digest = blake2b(content, digest_size=16).digest()
         key = (digest, self.form, self.keep)
         known = self._seen if key in self._seen else self._latest
         if key in known:
             pixels = known[key]
         else:
-            try:
-                image = self.shrink(decode_image(content))
-            except BadImage as error:
-                raise BadValue(str(error)) from None
+            image = _decoded(content, self.shrink)
             pixels = np.asarray(image) if self.keep else None
-        self._seen[key] = pixels
-        source = encoded if pixels is None else b""  # else files from a table would be in memory twice
-        return Photo(name, label, table, row, digest, source, pixels, self.shrink)
+        if self.remember:
+            self._seen[key] = pixels
+        source = listed.encoded if pixels is None else b""  # else files from a table would be in memory twice
+        return Photo(listed.name, listed.label, digest, source, pixels, self.shrink)
 
     def finish(self) -> None:
         """Keeps what was decoded for the next load, in place of what earlier ones decoded."""
         type(self)._latest = self._seen
 
 
-def labelled_photos(
-    path: Path,
-    data: TableData,
-    columns: tuple[str, str],
-    *,
-    known: Callable[[str, str], str],
-    decoder: Decoder,
-    bad_rows: BadRows,
-) -> Iterator[Photo]:
-    """The images of a split with their labels.
+def labelled_photos(listed: Iterable[ListedImage], decoder: Decoder, bad_rows: BadRows) -> Iterator[Photo]:
+    """The images of a split, decoded one at a time as they are asked for.
+
+    Args:
+        listed: The images, from `listed_images`.
+        decoder: Opens them.
+        bad_rows: What becomes of one that cannot be used.
+
+    Raises:
+        UserError: One cannot be used and the policy is `fail`.
+    """
+    for image in listed:
+        try:
+            photo = decoder(image)
+        except BadValue as error:
+            image.report(error, bad_rows)
+        else:
+            yield photo
+
+
+def listed_images(
+    path: Path, data: TableData, columns: tuple[str, str], known: Callable[[str, str], str], bad_rows: BadRows
+) -> Iterator[ListedImage]:
+    """The images of a split with their labels, read as they are asked for.
 
     Args:
         path: A folder with a folder for each class, or a table.
         data: How the table is written, and the folder that no path may leave.
         columns: Names of its columns with the image and the label.
         known: From a label and where it stands to the name of the class, or to a `BadValue`.
-        decoder: Opens the images.
-        bad_rows: What becomes of what cannot be used.
+        bad_rows: What becomes of what cannot be used. Who opens the images reports to it as well, each one before the
+            next is asked for, if it is to be told that there is nothing that can be used.
 
     Yields:
-        The images that can be used; those of a folder in the order of their names.
+        The images; those of a folder in the order of their names.
 
     Raises:
         UserError: There is nothing that can be used, or something that cannot and the policy is `fail`.
     """
     root = Path(data.folder)
     if path.is_dir():
-        yield from _from_class_folders(path, root, known, decoder, bad_rows)
+        yield from _from_class_folders(path, root, known, bad_rows)
     else:
-        yield from _from_table(path, root, data, columns, known, decoder, bad_rows)
+        yield from _from_table(path, root, data, columns, known, bad_rows)
 
 
 def unlabelled_photos(paths: Iterable[Path], decoder: Decoder) -> list[Photo]:
@@ -154,7 +198,7 @@ def unlabelled_photos(paths: Iterable[Path], decoder: Decoder) -> list[Photo]:
             raise UserError(f"{path} holds no file; expected images")
         for file in files:
             try:
-                found.append(decoder(file, name=str(file), label="", table=file, row=None))
+                found.append(decoder(ListedImage(str(file), "", file, file)))
             except BadValue as error:
                 raise UserError(f"{file}: {error}") from None
     return found
@@ -188,15 +232,16 @@ def repeated_images(splits: Mapping[str, Sequence[Photo]]) -> list[str]:
 
 
 def _from_class_folders(
-    path: Path, root: Path, known: Callable[[str, str], str], decoder: Decoder, bad_rows: BadRows
-) -> Iterator[Photo]:
+    path: Path, root: Path, known: Callable[[str, str], str], bad_rows: BadRows
+) -> Iterator[ListedImage]:
     """Images in a folder for each class, at any depth below it."""
     folders = [entry for entry in _entries(path) if entry.is_dir()]
     if not folders:
         raise UserError(f"{path} holds no folder; expected one for each class, as in {path / 'rosette' / '1.jpg'}")
-    usable = False
+    tried, skipped_before = 0, bad_rows.count
     for folder in folders:
         files = list(_files_below(folder))
+        tried += max(1, len(files))
         if not files and bad_rows.policy == "fail":
             raise UserError(
                 f"{folder}: the folder of a class is empty; put images into it, delete it, or set data.on_bad_row: "
@@ -208,13 +253,12 @@ def _from_class_folders(
             try:
                 inside(root, str(file.absolute()))
                 label = known(folder.name, "the name of the folder")
-                photo = decoder(file, name=_below(root, file), label=label, table=file, row=None)
             except BadValue as error:
                 bad_rows.report(file, None, str(error))
             else:
-                usable = True
-                yield photo
-    if not usable:
+                yield ListedImage(_below(root, file), label, file, file)
+    # Those that the caller reported are among them: it has done so by the time it asks for the next one.
+    if bad_rows.count - skipped_before == tried:
         raise UserError(f"nothing is left of {path}: {' '.join(bad_rows.sentences())}")
 
 
@@ -224,9 +268,8 @@ def _from_table(
     data: TableData,
     columns: tuple[str, str],
     known: Callable[[str, str], str],
-    decoder: Decoder,
     bad_rows: BadRows,
-) -> Iterator[Photo]:
+) -> Iterator[ListedImage]:
     """Images that a table names or holds."""
     image_column, label_column = columns
     rows = read_table(
@@ -241,21 +284,15 @@ def _from_table(
         try:
             label = known(label_value(row, label_column), label_column)
             encoded = _image_value(row, image_column, root)
-            photo = _opened(decoder, encoded, row, root, label, image_column)
         except BadValue as error:
             bad_rows.report(row.path, row.number, str(error))
         else:
-            yield photo
-
-
-def _opened(decoder: Decoder, encoded: Path | bytes, row: Row, root: Path, label: str, column: str) -> Photo:
-    """The image of a row, or a fault that names it."""
-    of_file = isinstance(encoded, Path)
-    name = _below(root, encoded) if isinstance(encoded, Path) else f"{_below(root, row.path)}, row {row.number}"
-    try:
-        return decoder(encoded, name=name, label=label, table=row.path, row=row.number)
-    except BadValue as error:
-        raise BadValue(f"{column}{f' {name}' if of_file else ''}: {error}") from None
+            if isinstance(encoded, Path):
+                name = _below(root, encoded)
+                prefix = f"{image_column} {name}: "
+            else:
+                name, prefix = f"{_below(root, row.path)}, row {row.number}", f"{image_column}: "
+            yield ListedImage(name, label, encoded, row.path, row.number, prefix)
 
 
 def _image_value(row: Row, column: str, root: Path) -> Path | bytes:
@@ -272,6 +309,14 @@ def _image_value(row: Row, column: str, root: Path) -> Path | bytes:
         return inside(root, str(row.path.parent.absolute() / value))
     except BadValue as error:
         raise BadValue(f"{column}: {error}") from None
+
+
+def _decoded(content: bytes, shrink: Shrinker) -> Image.Image:
+    """The image in a file's bytes, no larger than needed."""
+    try:
+        return shrink(decode_image(content))
+    except BadImage as error:
+        raise BadValue(str(error)) from None
 
 
 def _content(encoded: Path | bytes) -> bytes:

@@ -24,30 +24,6 @@ class SequenceData(TableData):
         default=200,
         description="Rows of the judged split, the first ones, on which the consistency gap is measured; null: all.",
     )
-    streaming: bool = Field(
-        default=False,
-        description="Whether the training split is read anew in every epoch, in constant memory, in place of once; "
-        "needs `training.steps`, and `training.batching: random`.",
-    )
-    shuffle_buffer: Annotated[int, Field(ge=1)] = Field(
-        default=10_000, description="Streamed pairs that are held at a time, to be handed out in random order."
-    )
-
-    @model_validator(mode="after")
-    def _streamable(self) -> Self:
-        if self.streaming and self.validation is None:
-            raise fault(
-                "got null, and a streamed training split has no part to hold out; name a file",
-                "data.validation",
-                "data.streaming",
-            )
-        if self.streaming and self.train_size is not None:
-            raise fault(
-                f"got {self.train_size:,}, but nothing can be drawn from a streamed training split; write null",
-                "data.train_size",
-                "data.streaming",
-            )
-        return self
 
 
 class SequenceModel(Model):
@@ -90,8 +66,9 @@ class SequenceTraining(Training):
 
     batching: Literal["random", "length", "tokens"] = Field(
         default="tokens",
-        description="`random`: batches of `batch_size` examples; `length`: examples of about one length together; "
-        "`tokens`: the same, with as many examples as `batch_tokens` and `batch_size` allow.",
+        description="`random`: batches of `batch_size` examples, which `data.streaming` needs; `length`: examples of "
+        "about one length together; `tokens`: the same, with as many examples as `batch_tokens` and `batch_size` "
+        "allow.",
     )
     batch_size: Annotated[int, Field(ge=1)] = Field(
         default=32, description="Examples in a step; where `batching` is `tokens`, at most."

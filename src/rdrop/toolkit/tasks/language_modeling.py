@@ -45,6 +45,8 @@ from rdrop.toolkit.text.vocabulary import VocabularyKind, train_vocabulary
 class LanguageData(TextData):
     """What to train and test on."""
 
+    TRAINED_ON = "training text"
+
     train_size: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="Training blocks to draw; null: all of them."
     )
@@ -84,14 +86,6 @@ class LanguageData(TextData):
     consistency_blocks: Annotated[int, Field(ge=1)] = Field(
         default=64, description="Blocks, evenly spread over the split, on which the consistency gap is measured."
     )
-    streaming: bool = Field(
-        default=False,
-        description="Whether the training text is read anew in every epoch, in constant memory, in place of once; "
-        "needs `training.steps`.",
-    )
-    shuffle_buffer: Annotated[int, Field(ge=1)] = Field(
-        default=10_000, description="Streamed blocks that are held at a time, to be handed out in random order."
-    )
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -101,18 +95,6 @@ class LanguageData(TextData):
                 "of a block is always context",
                 "data.stride",
                 "data.block_size",
-            )
-        if self.streaming and self.validation is None:
-            raise fault(
-                "got null, and a streamed training text has no part to hold out; name a file",
-                "data.validation",
-                "data.streaming",
-            )
-        if self.streaming and self.train_size is not None:
-            raise fault(
-                f"got {self.train_size:,}, but nothing can be drawn from a streamed training text; write null",
-                "data.train_size",
-                "data.streaming",
             )
         return self
 

@@ -39,6 +39,8 @@ def sentence_rows(path: Path, words: str, tags: str | None, encoding: str, bad_r
     suffix = Path(path.name.lower().removesuffix(".gz")).suffix
     if suffix in COLUMN_FILES:
         return _two_columns(path, words, tags, encoding, bad_rows)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; expected a file of tagged sentences")
     if suffix not in (*JSON_LINES, ".parquet"):
         raise UserError(
             f"{path}: a {suffix or 'nameless'} file does not hold lists of words; expected {', '.join(JSON_LINES)}, "
