@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from rdrop.errors import UserError
+from rdrop.toolkit.summary import Confusion, Gallery
 from rdrop.toolkit.tasks.digits import DigitsCNN, DigitsData, DigitsRecipe, DigitsTask, TensorRows
-from rdrop.toolkit.train import build_model
+from rdrop.toolkit.train import build_model, train_run
 
 
 def task(**data: int | None) -> DigitsTask:
@@ -101,3 +105,21 @@ def test_weights_that_are_none_are_named(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match=r"model\.safetensors does not hold the weights of digits-cnn"):
         task().restore(tmp_path)
+
+
+def test_the_report_shows_confusions_and_the_worst_images() -> None:
+    recipe = DigitsRecipe.model_validate({"training": {"steps": 3}, "compare": {"samples": 2}})
+    run = train_run(recipe, "plain", recipe.compare.seeds[0], 3, lambda _: None).run
+    confusions, worst = run.exhibits
+    assert isinstance(confusions, Confusion)
+    assert isinstance(worst, Gallery)
+    counts = np.array(confusions.counts)
+    assert counts.sum() == 1497
+    assert np.trace(counts) / 1497 == pytest.approx(run.metrics["accuracy"])
+    images, labels = load_digits(return_X_y=True)
+    assert len(worst.pictures) == 12
+    for picture in worst.pictures:
+        shown = np.asarray(Image.open(io.BytesIO(picture.image)), dtype=float).ravel() / 255 * 16
+        (found,) = np.flatnonzero(np.abs(images - shown).max(axis=1) < 0.05)[:1]
+        assert picture.caption[0].startswith(f"{labels[found]}: ")
+        assert not picture.caption[1].startswith(f"{labels[found]}: ")

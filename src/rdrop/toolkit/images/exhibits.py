@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from scipy.special import softmax
 from rdrop.toolkit.summary import Gallery, Picture
 
 WORST = 12  # images that are shown
+THUMBNAIL = 96  # pixels of the longer side
+PIXEL_ART = 64  # smaller images are few bytes without any loss
 
 
 def worst_images(
@@ -58,12 +60,14 @@ def worst_images(
     )
 
 
-def captioned(image: Image.Image, caption: Sequence[str], *, form: Literal["PNG", "JPEG"] = "PNG") -> Picture:
-    """An image with what there is to say about it.
+def captioned(image: Image.Image, caption: Sequence[str]) -> Picture:
+    """An image, at most 96 pixels wide and high, with what there is to say about it.
 
     >>> captioned(Image.new("L", (8, 8)), ["3: 12.0%"]).image[1:4]
     b'PNG'
     """
+    small = max(image.size) <= PIXEL_ART
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
     file = io.BytesIO()
-    image.save(file, form)
+    image.save(file, "PNG" if small else "JPEG")
     return Picture(image=base64.b64encode(file.getvalue()), caption=list(caption))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -12,12 +10,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from rdrop.toolkit.images.exhibits import captioned
 from rdrop.toolkit.images.tables import Photo
 from rdrop.toolkit.images.transforms import Transform, randomness_of
 from rdrop.toolkit.summary import Picture
-
-THUMBNAIL = 96  # pixels of the longer side
-PIXEL_ART = 64  # smaller images are few bytes without any loss
 
 
 class ImageRows(Dataset[dict[str, Any]]):
@@ -55,12 +51,7 @@ class ImageRows(Dataset[dict[str, Any]]):
     def picture(self, index: int, caption: Sequence[str]) -> Picture:
         """The image of a row, at most 96 pixels wide and high, with its name and what else there is to say."""
         photo = self.photos[index]
-        image = photo.image()
-        small = max(image.size) <= PIXEL_ART
-        image.thumbnail((THUMBNAIL, THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "PNG" if small else "JPEG")
-        return Picture(image=base64.b64encode(file.getvalue()), caption=[photo.name, *caption])
+        return captioned(photo.image(), [photo.name, *caption])
 
 
 def transformed(image: Image.Image, transform: Transform, seed: int | None, epoch: int, index: int) -> Tensor:

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
+from rdrop.toolkit.images.exhibits import worst_images
 from rdrop.toolkit.images.models import ImageNetwork, restore_network, save_network
 from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
 from rdrop.toolkit.images.recipe import NETWORKS, ImageRecipe
@@ -30,10 +30,9 @@ from rdrop.toolkit.metrics import (
     reliability,
 )
 from rdrop.toolkit.monte_carlo import class_predictions
-from rdrop.toolkit.summary import Exhibit, Gallery, Metric
+from rdrop.toolkit.summary import Exhibit, Metric
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
 
-WORST = 12
 MOST_CLASSES = 100  # of a confusion matrix, which has as many cells as their square
 
 
@@ -104,7 +103,7 @@ class ImageClassificationTask(Task[ImageRecipe]):
         shown: list[Exhibit] = []
         if exhibits:
             shown = [confusion(logits, labels, self.names)] if len(self.names) <= MOST_CLASSES else []
-            shown.append(self._worst(rows, logits, labels))
+            shown.append(worst_images(logits, labels, self.names, rows.picture))
         metrics = self.measure(scores, labels)
         if self.recipe.model.second is None:  # the gap is about two passes of one network
             metrics |= self.consistency(trainer, rows, seed)
@@ -148,26 +147,6 @@ class ImageClassificationTask(Task[ImageRecipe]):
     def _network(self, name: str) -> ImageNetwork:
         model = self.recipe.model
         return ImageNetwork(name, model.library, model.pretrained, model.dropout, model.drop_path)
-
-    def _worst(self, rows: Rows, logits: NDArray[Any], labels: NDArray[Any]) -> Gallery:
-        """The images whose right class has the lowest probability."""
-        probabilities = softmax(logits.astype(np.float64), axis=-1)
-        right = np.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0]
-        return Gallery(
-            title="Images that were classified worst",
-            reading=f"The {min(WORST, len(labels))} images whose right class got the lowest probability, the lowest "
-            "first, with the right class and the most probable one.",
-            pictures=[
-                rows.picture(
-                    int(i),
-                    [
-                        f"{self.names[labels[i]]}: {100 * right[i]:.1f}%",
-                        f"{self.names[probabilities[i].argmax()]}: {100 * probabilities[i].max():.1f}%",
-                    ],
-                )
-                for i in np.argsort(right, kind="stable")[:WORST]
-            ],
-        )
 
 
 class _TwoNetworks(PairTrainer):
