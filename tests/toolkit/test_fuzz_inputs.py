@@ -194,14 +194,19 @@ def check_rows(made: Case, recipe: Any, task: Any, splits: Splits) -> None:
         if name == "language-modeling":
             check_text(made, data, task, splits, part)
             continue
-        got = answers(task, split)
-        if part == "train" and held_out and splits.validation is not None:
-            got += answers(task, splits.validation)
         try:
             wanted = expected(made, recipe, part)
         except Exception:
             assert skips, "the toolkit reads what another reader cannot"
             continue
+        if part == "train" and getattr(data, "streaming", False):
+            if name == "token-classification":  # the rows of a long sentence are shuffled too
+                continue
+            once = len(wanted) - left_out(splits.notes, str(data.train))
+            split = islice(split, 1 if skips and made.damaged else once)  # it has no end
+        got = answers(task, split)
+        if part == "train" and held_out and splits.validation is not None:
+            got += answers(task, splits.validation)
         if name == "image-classification":
             assert not {row[0][0] for row in got} & made.bad_files
         if made.keyed:
