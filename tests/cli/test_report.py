@@ -137,14 +137,16 @@ def test_what_is_shared_shows_nothing_of_the_data(
     assert read_summary(page.parent).arms == read_summary(private).arms
 
 
-def test_a_trained_model_is_shared_without_its_texts(runs: Path, tmp_path: Path) -> None:
+def test_a_trained_model_is_shared_without_its_pictures(runs: Path, tmp_path: Path) -> None:
     record = read_record(runs / "rdrop")
-    letter = Listing(title="Texts", reading="By loss.", columns=["text"], rows=[["a private letter"]])
-    run = record.run.model_copy(update={"exhibits": [*record.run.exhibits, letter]})
-    (tmp_path / "run.json").write_text(record.model_copy(update={"run": run}).model_dump_json(), encoding="utf-8")
-    assert rdrop("report", tmp_path, "--share", tmp_path / "shared") == 0
-    assert read_record(tmp_path / "shared") == record
-    assert (tmp_path / "shared" / "report.html").read_text(encoding="utf-8") == render_training_report([record])
+    confusions, worst = record.run.exhibits
+    assert isinstance(confusions, Confusion)
+    assert isinstance(worst, Gallery)
+    assert rdrop("report", runs / "rdrop", "--share", tmp_path) == 0
+    run = record.run.model_copy(update={"exhibits": [confusions]})
+    shared = record.model_copy(update={"run": run})
+    assert read_record(tmp_path) == shared
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == render_training_report([shared])
 
 
 def test_only_a_copy_of_a_single_run_is_shared(

@@ -133,6 +133,7 @@ class Runs:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Recipe, ArmName, int]] = []
+        self.events: list[Path] = []
         self.surveyed: list[Recipe] = []
         self.fails: Callable[[Recipe, ArmName, int], bool] = lambda recipe, arm, seed: False
 
@@ -140,8 +141,9 @@ class Runs:
         self.surveyed.append(recipe)
         return Survey(nominal_steps=10, metrics=(PERPLEXITY,), notes=("Two rows were skipped.",))
 
-    def run(self, recipe: Recipe, arm: ArmName, seed: int, nominal: int) -> RunRecord:
+    def run(self, recipe: Recipe, arm: ArmName, seed: int, nominal: int, events: Path) -> RunRecord:
         self.asked.append((recipe, arm, seed))
+        self.events.append(events)
         mine = recipe_of(arm, recipe)
         assert mine.model.dropout is not None
         alpha = mine.rdrop.alpha if arm == "rdrop" else 0.0
@@ -282,6 +284,8 @@ def test_each_try_is_kept_by_what_it_is_and_without_its_pictures(runs: Runs, tmp
         "rdrop-alpha2.0-dropout0.4/runs/rdrop-seed6.json",
     ]
     assert all(json.loads(path.read_text(encoding="utf-8"))["run"]["exhibits"] == [] for path in paths)
+    assert {events.name for events in runs.events} == {"tensorboard"}
+    assert {events.parent for events in runs.events} == {path.parents[1] for path in paths}
 
 
 def test_another_grid_or_recipe_is_refused_with_what_differs(runs: Runs, tmp_path: Path) -> None:

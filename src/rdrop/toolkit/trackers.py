@@ -41,10 +41,10 @@ def require_trackers(trackers: Sequence[str]) -> None:
         UserError: One is missing.
 
     >>> require_trackers([])
-    >>> require_trackers(["no_such_tracker"])
+    >>> require_trackers(["x"])
     Traceback (most recent call last):
         ...
-    rdrop.errors.UserError: training.report_to names no_such_tracker, which Python does not find; pip install ...
+    rdrop.errors.UserError: training.report_to names x, which Python does not find; pip install x, or leave it out
     """
     specs = {name: find_spec(name) for name in trackers}
     # A folder of that name, such as the one that wandb writes, is found too, but has no origin.
@@ -52,7 +52,7 @@ def require_trackers(trackers: Sequence[str]) -> None:
     if missing:
         raise UserError(
             f"training.report_to names {' and '.join(missing)}, which Python does not find; "
-            f"pip install {' '.join(missing)}, or take it out of the list"
+            f"pip install {' '.join(missing)}, or leave it out"
         )
 
 
