@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 REPORTS = "reports"
+METHOD = "## How it was done"
 PACKAGES = ["torch", "transformers", "timm"]
 SHOWN = 2  # metrics with their differences; the reports have all of them
 
@@ -58,7 +59,9 @@ def page() -> str:
     """The page in Markdown."""
     found = results()
     intro = (ROOT / "evidence" / "README.md").read_text(encoding="utf-8")
-    return "\n".join([intro, *_overview(found), *(line for result in found for line in _section(result))])
+    lead, method = intro.split(METHOD)
+    sections = (line for result in found for line in _section(result))
+    return "\n".join([lead.rstrip(), "", *_overview(found), METHOD + method, *sections])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
@@ -110,8 +113,8 @@ def _section(result: Result) -> Iterator[str]:
     failed = [f"{arm.name}, seed {seed}: {error}" for arm in summary.arms for seed, error in arm.failed.items()]
     yield f"Runs that failed: {'; '.join(failed) if failed else 'none'}. {_tried(result)}"
     yield ""
-    yield f"`{summary.environment.command}`"
-    yield ""
+    commands = [each.environment.command for each in (result.sweep, summary) if each is not None]
+    yield from ("```bash", *commands, "```", "")
     where = summary.environment
     versions = ", ".join(f"{name} {where.versions[name]}" for name in PACKAGES if name in where.versions)
     yield f"{where.machine}; {versions}; {where.created[:10]}. [Full report]({REPORTS}/{result.name}.html)"
