@@ -59,9 +59,12 @@ def page() -> str:
     """The page in Markdown."""
     found = results()
     intro = (ROOT / "evidence" / "README.md").read_text(encoding="utf-8")
+    names = {result.name for result in found}
     lead, method = intro.split(METHOD)
+    waiting = sorted(path.parent.name for path in EVIDENCE.glob("*/recipe.yaml") if path.parent.name not in names)
+    left = f"Recipes that are there and have not been run for the record: {', '.join(waiting)}.\n" if waiting else ""
     sections = (line for result in found for line in _section(result))
-    return "\n".join([lead.rstrip(), "", *_overview(found), METHOD + method, *sections])
+    return "\n".join([lead.rstrip(), "", *_overview(found), left, METHOD + method, *sections])
 
 
 def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:

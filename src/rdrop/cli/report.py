@@ -35,9 +35,8 @@ def report(
     from rich.console import Console
 
     with Console(stderr=True).status("Starting"):  # importing torch takes seconds
-        from rdrop.report.page import write_report
         from rdrop.report.training_page import write_training_report
-        from rdrop.toolkit.compare import SUMMARY_FILE, read_summary
+        from rdrop.toolkit.compare import SUMMARY_FILE
         from rdrop.toolkit.single_run import RECORD_FILE, read_record
 
     for run in runs:
@@ -49,10 +48,13 @@ def report(
     if share is not None:
         if len(runs) > 1 or out is not None:
             raise UserError("--share takes a single run and no --out; share one run after the other")
-        print(_share(runs[0], share))
+        if share.resolve() == runs[0].resolve():
+            raise UserError(f"--share {share} is the folder of the run itself, which keeps its images and texts")
+        share.mkdir(parents=True, exist_ok=True)
+        print(_write(runs[0], share, examples=False))
         return
-    compared = [run for run in runs if (run / SUMMARY_FILE).exists()]
     if out is not None:
+        compared = [run for run in runs if (run / SUMMARY_FILE).exists()]
         if compared:
             raise UserError(
                 f"{compared[0]} is a comparison, which has a page of its own; leave it out, or leave out --out"
@@ -61,16 +63,11 @@ def report(
         print(out)
         return
     for run in runs:
-        page = run / PAGE
-        if run in compared:
-            write_report(read_summary(run), page)
-        else:
-            write_training_report([read_record(run)], page)
-        print(page)
+        print(_write(run, run, examples=True))
 
 
-def _share(run: Path, folder: Path) -> Path:
-    """Write what may be shown to others into a folder; the page."""
+def _write(run: Path, folder: Path, *, examples: bool) -> Path:
+    """Write the page of a run into a folder; without examples of the data, also the record without them."""
     from rdrop.report.page import write_report
     from rdrop.report.training_page import write_training_report
     from rdrop.toolkit.compare import SUMMARY_FILE, read_summary
@@ -78,18 +75,17 @@ def _share(run: Path, folder: Path) -> Path:
     from rdrop.toolkit.single_run import RECORD_FILE, read_record
     from rdrop.toolkit.summary import without_examples
 
-    if folder.resolve() == run.resolve():
-        raise UserError(f"--share {folder} is the folder of the run itself, which keeps its images and texts")
-    folder.mkdir(parents=True, exist_ok=True)
     page = folder / PAGE
     if (run / SUMMARY_FILE).exists():
         summary = read_summary(run)
-        summary = summary.model_copy(update={"runs": [without_examples(made) for made in summary.runs]})
+        if not examples:
+            summary = summary.model_copy(update={"runs": [without_examples(made) for made in summary.runs]})
+            write_atomically(folder / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
         write_report(summary, page)
-        write_atomically(folder / SUMMARY_FILE, summary.model_dump_json(indent=1) + "\n")
     else:
         record = read_record(run)
-        record = record.model_copy(update={"run": without_examples(record.run)})
+        if not examples:
+            record = record.model_copy(update={"run": without_examples(record.run)})
+            write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
         write_training_report([record], page)
-        write_atomically(folder / RECORD_FILE, record.model_dump_json(indent=1) + "\n")
     return page

@@ -117,7 +117,7 @@ def data_guesses(data: TableData, given: Collection[str]) -> tuple[list[Guess], 
 def _missing_column(path: Path, columns: Iterable[str | None], data: TableData) -> str | None:
     """Why a table cannot be a split beside one with these columns."""
     try:
-        present = table_columns(path, delimiter=data.delimiter, quoting=data.quoting, encoding=data.encoding)
+        present = table_columns(path, **data.form)
     except UserError as error:
         return str(error)
     return next((f"since it has no column {name}" for name in columns if name not in present), None)
@@ -133,9 +133,8 @@ def table_head(path: Path, data: TableData) -> Head:
     Raises:
         UserError: It cannot be read.
     """
-    form: dict[str, Any] = {"delimiter": data.delimiter, "quoting": data.quoting, "encoding": data.encoding}
-    names = table_columns(path, **form)
-    rows = read_table(path, [], optional_columns=names, **form, bad_rows=BadRows("skip"))
+    names = table_columns(path, **data.form)
+    rows = read_table(path, [], optional_columns=names, **data.form, bad_rows=BadRows("skip"))
     values = [row.values for row in islice(rows, ROWS)]
     return {name: [row.get(name) for row in values] for name in names}
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from rdrop.errors import UserError
@@ -44,6 +45,34 @@ def load_weights(auto: Any, name: str, **options: Any) -> nn.Module:
     """A pretrained model; its weights come from safetensors files alone, and are float32 however they were stored."""
     model: nn.Module = from_pretrained(auto, name, use_safetensors=True, **{"dtype": torch.float32, **options})
     return model
+
+
+def save_with_tokenizer(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a folder that `transformers` reads: weights in safetensors, configuration, tokenizer.
+
+    Args:
+        model: A model of transformers.
+        tokenizer: Its tokenizer.
+        folder: Where to.
+    """
+    with quiet_loading():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+def saved_weights(auto: Any, folder: Path) -> nn.Module:
+    """The model that `save_with_tokenizer` wrote.
+
+    Args:
+        auto: A class with `from_pretrained`.
+        folder: The folder.
+
+    Raises:
+        UserError: It holds no such model.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
+    return load_weights(auto, str(folder))
 
 
 @contextmanager

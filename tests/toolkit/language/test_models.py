@@ -24,8 +24,8 @@ from rdrop.toolkit.language.models import (
     continued,
     pretrained_tokenizer,
     restore_causal,
-    save_causal,
 )
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.text.vocabulary import train_vocabulary
 
 SMALL = CausalModel(width=16, layers=2, heads=2, dropout=0.25)
@@ -60,7 +60,7 @@ def test_heads_share_the_width_evenly() -> None:
 
 def test_a_saved_model_is_read_back_with_its_vocabulary_and_its_dropout(tmp_path: Path) -> None:
     model, tokenizer = built(), characters()
-    save_causal(model, tokenizer, tmp_path)
+    save_with_tokenizer(model, tokenizer, tmp_path)
     again, vocabulary = restore_causal(tmp_path, dropout=0.4)
     assert vocabulary.get_vocab() == tokenizer.get_vocab()
     assert rates(again) == {0.4}
@@ -72,7 +72,7 @@ def test_a_saved_model_is_read_back_with_its_vocabulary_and_its_dropout(tmp_path
 
 def test_a_pretrained_model_is_the_one_of_the_folder(tmp_path: Path) -> None:
     model, tokenizer = built(), characters()
-    save_causal(model, tokenizer, tmp_path)
+    save_with_tokenizer(model, tokenizer, tmp_path)
     found: Any = build_causal(CausalModel(name=str(tmp_path)), pretrained_tokenizer(str(tmp_path)), block_size=16)
     assert torch.equal(found.transformer.wte.weight, model.transformer.wte.weight)
     assert rates(found) == {0.1}
@@ -83,7 +83,7 @@ def test_a_pretrained_model_is_the_one_of_the_folder(tmp_path: Path) -> None:
 
 
 def test_a_tokenizer_of_another_model_is_told(tmp_path: Path) -> None:
-    save_causal(built(), train_vocabulary(["a"], "bpe", 300), tmp_path)
+    save_with_tokenizer(built(), train_vocabulary(["a"], "bpe", 300), tmp_path)
     with pytest.raises(
         UserError, match=r"the tokenizer of .* has 259 tokens, its model only 33; expected the tokenizer"
     ):
@@ -95,7 +95,7 @@ def test_a_model_that_sees_the_next_token_is_refused(tmp_path: Path) -> None:
     config = BertConfig(
         vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16
     )
-    save_causal(BertForMaskedLM(config), tokenizer, tmp_path)
+    save_with_tokenizer(BertForMaskedLM(config), tokenizer, tmp_path)
     with pytest.raises(
         UserError, match=r"depends on the tokens after it, .* expected a causal language model such as GPT"
     ):
@@ -111,7 +111,7 @@ def test_what_is_no_model_is_told(tmp_path: Path) -> None:
 
 def test_a_folder_with_another_kind_of_model_is_told(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=9, n_embd=4, n_layer=1, n_head=1, pad_token_id=0)
-    save_causal(GPT2ForSequenceClassification(config), characters(), tmp_path)
+    save_with_tokenizer(GPT2ForSequenceClassification(config), characters(), tmp_path)
     with pytest.raises(
         UserError, match=r"holds a GPT2ForSequenceClassification, expected a GPT2LMHeadModel; the folder bel"
     ):

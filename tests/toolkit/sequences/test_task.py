@@ -16,9 +16,9 @@ import tiny_translation as tiny
 from rdrop.errors import RDropWarning, UserError
 from rdrop.stochastic import stochastic_layers
 from rdrop.toolkit.arms import objective
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.sequences.generated_text import outputs, search
 from rdrop.toolkit.sequences.length_batches import BatchedRows
-from rdrop.toolkit.sequences.models import save_sequence_model
 from rdrop.toolkit.tasks.translation import TranslationTask
 from rdrop.toolkit.text.vocabulary import train_vocabulary
 from rdrop.toolkit.train import build_model, make_trainer, survey
@@ -332,7 +332,7 @@ def pretrained(folder: Path, kind: str = "t5", positions: int | None = None) -> 
         config_of: Any = model.config
         if positions is not None:
             config_of.max_position_embeddings = positions
-    save_sequence_model(model, tokenizer, where)
+    save_with_tokenizer(model, tokenizer, where)
     return str(where)
 
 

@@ -11,8 +11,8 @@ import pytest
 import tiny_translation as tiny
 from rdrop.errors import UserError
 from rdrop.toolkit.arms import objective
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.recipe_file import load_recipe
-from rdrop.toolkit.sequences.models import save_sequence_model
 from rdrop.toolkit.tasks import task_of
 from rdrop.toolkit.tasks.summarization import SummarizationRecipe, SummarizationTask
 from rdrop.toolkit.train import build_model, make_trainer, survey, train_run
@@ -120,7 +120,7 @@ def test_the_recipe_of_the_paper_loads_and_runs_when_shrunk(folder: Path) -> Non
     assert (training.batch_tokens, training.gradient_accumulation_steps, training.learning_rate) == (1024, 64, 3e-5)
     small = SummarizationTask(recipe(folder, model=tiny.SMALL | {"architecture": "bart"}))
     small.load(0)
-    save_sequence_model(build_model(small, 0), small.tokenizer, folder / "bart")
+    save_with_tokenizer(build_model(small, 0), small.tokenizer, folder / "bart")
     for name, split in (("train", "train"), ("dev", "validation"), ("test", "test")):
         rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
         write(folder / f"{split}.jsonl", [{"article": row["document"], "highlights": row["summary"]} for row in rows])

@@ -10,7 +10,7 @@ from transformers import AutoModelForSequenceClassification, GPT2Config, GPT2Mod
 
 from rdrop.errors import UserError
 from rdrop.stochastic import stochastic_layers
-from rdrop.toolkit.pretrained import quiet_loading
+from rdrop.toolkit.pretrained import quiet_loading, save_with_tokenizer
 from rdrop.toolkit.text.encoders import (
     EncoderModel,
     build_encoder,
@@ -18,7 +18,6 @@ from rdrop.toolkit.text.encoders import (
     first_output,
     label_options,
     restore_encoder,
-    save_encoder,
     usable_tokenizer,
 )
 from rdrop.toolkit.text.vocabulary import train_vocabulary
@@ -61,7 +60,7 @@ def test_what_was_saved_is_restored_with_the_rates_of_the_recipe(
     tokenizer = encoder_tokenizer(SCRATCH, TEXTS, max_length=32)
     auto = AutoModelForSequenceClassification
     model: Any = build_encoder(auto, SCRATCH, tokenizer, 32, **label_options(["no", "yes"])).eval()
-    save_encoder(model, tokenizer, tmp_path)
+    save_with_tokenizer(model, tokenizer, tmp_path)
     restored, same, names = restore_encoder(auto, tmp_path, 0.3, loaded=(tokenizer, ("no", "yes")))
     assert names == ("no", "yes")
     assert rates(restored) == {0.3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from sklearn.model_selection import train_test_split
 
 from rdrop.errors import UserError
+from rdrop.toolkit.data.delimited import Quoting
 from rdrop.toolkit.data.files import inside
 from rdrop.toolkit.data.rows import BadValue
 from rdrop.toolkit.recipe import Data, Rate, fault
@@ -46,6 +47,14 @@ class FileData(Data):
     )
 
 
+class TableForm(TypedDict):
+    """Keyword arguments of `read_table` and `table_columns`."""
+
+    delimiter: str | None
+    quoting: Quoting
+    encoding: str
+
+
 class TableData(FileData):
     """What to train and test on."""
 
@@ -55,7 +64,7 @@ class TableData(FileData):
     delimiter: str | None = Field(
         default=None, description="Character between the fields of a text table; null: that of its suffix."
     )
-    quoting: Literal["auto", "none", "double"] = Field(
+    quoting: Quoting = Field(
         default="auto",
         description="Whether fields may stand in double quotes; `auto`: in .csv they may, in .tsv they may not.",
     )
@@ -68,6 +77,11 @@ class TableData(FileData):
     shuffle_buffer: Annotated[int, Field(ge=1)] = Field(
         default=10_000, description="Streamed examples that are held at a time, to be handed out in random order."
     )
+
+    @property
+    def form(self) -> TableForm:
+        """How text tables are written."""
+        return {"delimiter": self.delimiter, "quoting": self.quoting, "encoding": self.encoding}
 
     @model_validator(mode="after")
     def _streamable(self) -> Self:

@@ -275,9 +275,7 @@ def _from_table(
     rows = read_table(
         path,
         columns,
-        delimiter=data.delimiter,
-        quoting=data.quoting,
-        encoding=data.encoding,
+        **data.form,
         bad_rows=bad_rows,
     )
     for row in rows:

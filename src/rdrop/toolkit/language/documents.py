@@ -113,9 +113,7 @@ def _of_table(path: Path, data: TextData, bad_rows: BadRows) -> Iterator[Piece]:
     rows = read_table(
         path,
         [data.text_column],
-        delimiter=data.delimiter,
-        quoting=data.quoting,
-        encoding=data.encoding,
+        **data.form,
         bad_rows=bad_rows,
     )
     for row in rows:

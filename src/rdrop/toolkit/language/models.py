@@ -20,7 +20,7 @@ from transformers import (
 
 from rdrop.errors import UserError
 from rdrop.stochastic import randomness_off
-from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading
+from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading, saved_weights
 from rdrop.toolkit.recipe import Model, Rate, Section, fault
 
 Count = Annotated[int, Field(ge=1)]
@@ -143,21 +143,8 @@ def pretrained_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def save_causal(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a folder that `transformers` reads: weights in safetensors, configuration, tokenizer.
-
-    Args:
-        model: A model of transformers.
-        tokenizer: Its tokenizer.
-        folder: Where to.
-    """
-    with quiet_loading():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 def restore_causal(folder: Path, dropout: float | None) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """What `save_causal` wrote.
+    """What `save_with_tokenizer` wrote.
 
     Args:
         folder: The folder.
@@ -166,9 +153,7 @@ def restore_causal(folder: Path, dropout: float | None) -> tuple[nn.Module, PreT
     Raises:
         UserError: The folder holds no such model.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
-    model: Any = _telling_its_loss(load_weights(AutoModelForCausalLM, str(folder)))
+    model: Any = _telling_its_loss(saved_weights(AutoModelForCausalLM, folder))
     saved = ", ".join(model.config.architectures or ["model of no name"])
     if type(model).__name__ != saved:
         raise UserError(

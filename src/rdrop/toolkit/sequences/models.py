@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from rdrop.errors import UserError
-from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading
+from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, saved_weights
 from rdrop.toolkit.sequences.recipe import SequenceModel, SequenceRecipe
 
 DROPOUT = 0.3  # of a network from scratch, as in the paper's translations between languages with little data
@@ -96,21 +96,8 @@ def _without_cache(model: Any) -> nn.Module:
     return built
 
 
-def save_sequence_model(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a folder that `transformers` reads: weights in safetensors, configuration, tokenizer.
-
-    Args:
-        model: A model of transformers.
-        tokenizer: Its tokenizer.
-        folder: Where to.
-    """
-    with quiet_loading():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 def restore_sequence_model(folder: Path, model: SequenceModel) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """What `save_sequence_model` wrote.
+    """What `save_with_tokenizer` wrote.
 
     Args:
         folder: The folder.
@@ -120,9 +107,7 @@ def restore_sequence_model(folder: Path, model: SequenceModel) -> tuple[nn.Modul
     Raises:
         UserError: The folder holds no such model.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
-    restored = load_weights(AutoModelForSeq2SeqLM, str(folder))
+    restored = saved_weights(AutoModelForSeq2SeqLM, folder)
     if model.name is not None:
         apply_dropout(restored, model.dropout)
     return _without_cache(restored), from_pretrained(AutoTokenizer, str(folder))

@@ -29,10 +29,10 @@ from rdrop.toolkit.data.rows import BadRows, Row, text_value
 from rdrop.toolkit.data.tables import read_table
 from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.metrics.language import language_metrics
-from rdrop.toolkit.pretrained import from_pretrained
+from rdrop.toolkit.pretrained import from_pretrained, save_with_tokenizer
 from rdrop.toolkit.sequences.generated_text import log_probabilities, outputs, search, token_nll
 from rdrop.toolkit.sequences.length_batches import BatchedRows, LengthBatches, LengthBatchTrainer
-from rdrop.toolkit.sequences.models import build_sequence_model, restore_sequence_model, save_sequence_model
+from rdrop.toolkit.sequences.models import build_sequence_model, restore_sequence_model
 from rdrop.toolkit.sequences.pairs import TextPair, TokenLimit, read_pairs, token_columns, token_rows
 from rdrop.toolkit.sequences.recipe import SequenceRecipe
 from rdrop.toolkit.summary import Exhibit, Listing
@@ -131,9 +131,7 @@ class SequenceTask(Task[R]):
         rows = read_table(
             path,
             columns,
-            delimiter=data.delimiter,
-            quoting=data.quoting,
-            encoding=data.encoding,
+            **data.form,
             bad_rows=bad_rows,
         )
         return read_pairs(rows, *self.columns, references=references, bad_rows=bad_rows)
@@ -313,7 +311,7 @@ class SequenceTask(Task[R]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes a folder of transformers: configuration, weights and tokenizer."""
-        save_sequence_model(model, self.tokenizer, folder)
+        save_with_tokenizer(model, self.tokenizer, folder)
 
     def restore(self, folder: Path) -> nn.Module:
         """The model and the tokenizer of the folder."""
@@ -357,9 +355,7 @@ class SequenceTask(Task[R]):
         yield from read_table(
             path,
             [column],
-            delimiter=data.delimiter,
-            quoting=data.quoting,
-            encoding=data.encoding,
+            **data.form,
             bad_rows=bad_rows,
         )
 

@@ -29,12 +29,12 @@ from rdrop.toolkit.language.models import (
     continued,
     pretrained_tokenizer,
     restore_causal,
-    save_causal,
 )
 from rdrop.toolkit.language.token_blocks import Blocks, Layout, TokenPiece, next_labels, packed, padded, token_pieces
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, consistency_metrics
 from rdrop.toolkit.metrics.language import BITS_PER_CHARACTER, LANGUAGE_METRICS, language_metrics
 from rdrop.toolkit.monte_carlo import sampled
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.recipe import Recipe, fault
 from rdrop.toolkit.sequences.generated_text import token_nll
 from rdrop.toolkit.summary import Exhibit, Metric
@@ -313,7 +313,7 @@ class LanguageTask(Task[LanguageRecipe]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes a folder that `transformers` reads, with the vocabulary."""
-        save_causal(model, self.tokenizer, folder)
+        save_with_tokenizer(model, self.tokenizer, folder)
 
     def restore(self, folder: Path) -> nn.Module:
         """The model and the vocabulary of the folder."""

@@ -30,6 +30,7 @@ from rdrop.toolkit.data.rows import BadRows, Row, text_value
 from rdrop.toolkit.data.tables import read_table
 from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS, reliability, with_main_metric
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.recipe import Recipe, fault
 from rdrop.toolkit.summary import Metric
 from rdrop.toolkit.task import Evaluation, Rows, Splits, Task
@@ -42,7 +43,6 @@ from rdrop.toolkit.text.encoders import (
     label_options,
     model_inputs,
     restore_encoder,
-    save_encoder,
 )
 
 
@@ -187,9 +187,7 @@ class TextTable(Table[Example]):
 
     def _rows(self, path: Path, columns: list[str], bad_rows: BadRows) -> Iterator[Row]:
         data = self.data
-        return read_table(
-            path, columns, delimiter=data.delimiter, quoting=data.quoting, encoding=data.encoding, bad_rows=bad_rows
-        )
+        return read_table(path, columns, **data.form, bad_rows=bad_rows)
 
     def _texts(self, row: Row) -> tuple[str, ...]:
         return tuple(text_value(row, column) for column in self.columns)
@@ -281,7 +279,7 @@ class TextTask(Task[TextRecipe]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes a folder of transformers, with the names of the classes in its configuration."""
-        save_encoder(model, self.tokenizer, folder)
+        save_with_tokenizer(model, self.tokenizer, folder)
 
     def restore(self, folder: Path) -> nn.Module:
         """The model of such a folder, with its tokenizer and names."""

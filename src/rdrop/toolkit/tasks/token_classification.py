@@ -43,6 +43,7 @@ from rdrop.toolkit.data.text_lines import text_lines
 from rdrop.toolkit.metrics import CONSISTENCY_METRICS
 from rdrop.toolkit.metrics.tagging import TAGGING_METRICS, require_entity_tags, tagging_metrics
 from rdrop.toolkit.monte_carlo import sampled
+from rdrop.toolkit.pretrained import save_with_tokenizer
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.sequences.generated_text import token_nll
 from rdrop.toolkit.summary import Listing, Metric
@@ -55,7 +56,6 @@ from rdrop.toolkit.text.encoders import (
     label_options,
     model_inputs,
     restore_encoder,
-    save_encoder,
 )
 from rdrop.toolkit.text.exhibits import SHOWN, cut, label_table
 from rdrop.toolkit.text.tagged_sentences import sentence_rows, tags_value, words_value
@@ -276,7 +276,7 @@ class TokenTask(Task[TokenRecipe]):
 
     def save(self, model: nn.Module, folder: Path) -> None:
         """Writes a folder of transformers, with the names of the tags in its configuration."""
-        save_encoder(model, self.tokenizer, folder)
+        save_with_tokenizer(model, self.tokenizer, folder)
 
     def restore(self, folder: Path) -> nn.Module:
         """The model of such a folder, with its tokenizer and tags."""

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 
 from rdrop.errors import UserError
-from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading
+from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, saved_weights
 from rdrop.toolkit.recipe import Model, fault
 from rdrop.toolkit.text.vocabulary import BOS, EOS, train_vocabulary
 
@@ -152,19 +152,6 @@ def label_options(names: Sequence[str]) -> dict[str, Any]:
     return {"num_labels": len(names), "id2label": id2label, "label2id": {name: i for i, name in id2label.items()}}
 
 
-def save_encoder(model: Any, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Writes a folder that `transformers` reads: weights in safetensors, configuration, tokenizer.
-
-    Args:
-        model: A model of transformers.
-        tokenizer: Its tokenizer.
-        folder: Where to.
-    """
-    with quiet_loading():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 def restore_encoder(
     auto: Any,
     folder: Path,
@@ -174,7 +161,7 @@ def restore_encoder(
     problem_type: str | None = None,
     in_words: bool = False,
 ) -> tuple[nn.Module, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """What `save_encoder` wrote.
+    """What `save_with_tokenizer` wrote.
 
     Args:
         auto: The class that the model was built by.
@@ -190,9 +177,7 @@ def restore_encoder(
     Raises:
         UserError: The folder holds no such model, or data were loaded for another one.
     """
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no model: there is no config.json; expected the folder of a trained model")
-    model: Any = load_weights(auto, str(folder))
+    model: Any = saved_weights(auto, folder)
     config, tokenizer = model.config, usable_tokenizer(str(folder), in_words=in_words)
     if problem_type is not None and config.problem_type != problem_type:
         raise UserError(
