@@ -3,19 +3,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from chromium import NEEDS_CHROMIUM, chromium
+from chromium import NEEDS_CHROMIUM, Mode, assert_no_wider_than, chromium, opened_files
 from rdrop.report.page import render_report
 from rdrop.toolkit.summary import Summary
 
 pytestmark = NEEDS_CHROMIUM
 
-Mode = Literal["light", "dark"]
 Open = Callable[..., Page]
 
 
@@ -50,27 +48,12 @@ def files(
 @pytest.fixture
 def report(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
     """Opens a report; afterwards, nothing may have been logged or asked from anywhere but its file."""
-    contexts = []
-    complaints: list[str] = []
-    requests: list[str] = []
-    opened: set[str] = set()
+    with opened_files(browser) as open_file:
 
-    def open_report(variant: str = "digits", width: int = 1280, mode: Mode = "light") -> Page:
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        opened.add(files[variant].as_uri())
-        page.goto(files[variant].as_uri())
-        return page
+        def open_report(variant: str = "digits", width: int = 1280, mode: Mode = "light") -> Page:
+            return open_file(files[variant], width, mode)
 
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert set(requests) == opened
+        yield open_report
 
 
 @pytest.mark.parametrize(
@@ -78,13 +61,7 @@ def report(browser: Browser, files: dict[str, Path]) -> Iterator[Open]:
 )
 def test_no_page_is_wider_than_a_small_phone(report: Open, variant: str) -> None:
     page = report(variant, width=360)
-    assert page.evaluate("document.documentElement.scrollWidth") == 360
-    hidden = page.evaluate(
-        """() => [...document.querySelectorAll('body *')].filter(e =>
-            !e.closest('.scroll, pre, svg, .skip, .hidden') && e.getBoundingClientRect().right > 360.5
-        ).map(e => e.outerHTML.slice(0, 80))"""
-    )
-    assert hidden == []
+    assert_no_wider_than(page, 360)
 
 
 @pytest.mark.parametrize("width", [360, 1280])

@@ -3,13 +3,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page
 
-from chromium import NEEDS_CHROMIUM, chromium
+from chromium import NEEDS_CHROMIUM, Mode, assert_no_wider_than, chromium, opened_files
 from rdrop.report.training_page import render_training_report, run_names, write_training_report
 from rdrop.toolkit.single_run import TrainingRecord
 from rdrop.toolkit.summary import Curve, Summary
@@ -269,29 +269,14 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture
 def report(browser: Browser, pages: dict[str, str], tmp_path: Path) -> Iterator[Open]:
     """Opens a page; afterwards, nothing may have been logged or asked from anywhere but its file."""
-    contexts = []
-    complaints: list[str] = []
-    requests: list[str] = []
-    opened: set[str] = set()
+    with opened_files(browser) as open_file:
 
-    def open_report(variant: str, width: int = 1280, mode: Literal["light", "dark"] = "light") -> Page:
-        file = tmp_path / f"{variant}.html"
-        file.write_text(pages[variant], encoding="utf-8")
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=mode)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: requests.append(request.url))
-        opened.add(file.as_uri())
-        page.goto(file.as_uri())
-        return page
+        def open_report(variant: str, width: int = 1280, mode: Mode = "light") -> Page:
+            file = tmp_path / f"{variant}.html"
+            file.write_text(pages[variant], encoding="utf-8")
+            return open_file(file, width, mode)
 
-    yield open_report
-    for context in contexts:
-        context.close()
-    assert complaints == []
-    assert set(requests) == opened
+        yield open_report
 
 
 class TestInABrowser:
@@ -300,19 +285,13 @@ class TestInABrowser:
     @pytest.mark.parametrize("variant", ["one", "three", "plants", "translations", "unlike", "many", "bare"])
     def test_no_page_is_wider_than_a_small_phone(self, report: Open, variant: str) -> None:
         page = report(variant, width=360)
-        assert page.evaluate("document.documentElement.scrollWidth") == 360
-        hidden = page.evaluate(
-            """() => [...document.querySelectorAll('body *')].filter(e =>
-                !e.closest('.scroll, pre, svg, .skip, .hidden') && e.getBoundingClientRect().right > 360.5
-            ).map(e => e.outerHTML.slice(0, 80))"""
-        )
-        assert hidden == []
+        assert_no_wider_than(page, 360)
 
     @pytest.mark.parametrize(
         ("variant", "mode"),
         [("one", "light"), ("three", "dark"), ("plants", "dark"), ("translations", "light"), ("many", "light")],
     )
-    def test_axe_finds_nothing(self, report: Open, variant: str, mode: str) -> None:
+    def test_axe_finds_nothing(self, report: Open, variant: str, mode: Mode) -> None:
         page = report(variant, width=390, mode=mode)
         page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
         found = Axe().run(page)

@@ -292,16 +292,7 @@ def test_a_streamed_run_learns_and_is_repeated_bit_for_bit(tables: Path, second:
 
 
 def test_a_streamed_run_that_goes_on_in_a_later_epoch_ends_with_the_same_weights(tables: Path, tmp_path: Path) -> None:
-    def trained(where: Path, steps: int, **saving: Any) -> dict[str, Tensor]:
-        resume = saving.pop("resume", None)
-        task, splits = load(tables, **STREAMED)
-        model = build_model(task, 0)
-        trainer_of(task, model, splits, where, steps, **saving).train(resume_from_checkpoint=resume)
-        return model.state_dict()
-
-    undisturbed = trained(tmp_path / "a", 11)
-    trained(tmp_path / "b", 11, save_strategy="steps", save_steps=6)  # in the second of four-step epochs
-    resumed = trained(tmp_path / "c", 11, resume=str(tmp_path / "b" / "checkpoint-6"))
+    undisturbed, resumed = with_and_without_a_stop(tables, tmp_path, steps=11, stop=6, **STREAMED)  # 4 steps an epoch
     assert all(map(torch.equal, resumed.values(), undisturbed.values()))
 
 
@@ -466,17 +457,26 @@ def trainer_of(
     return train.make_trainer(task, goal, 0, model, splits, steps=steps, nominal=steps, folder=str(where), **saving)
 
 
-def test_a_run_that_goes_on_within_an_epoch_ends_with_the_same_weights(folder: Path, tmp_path: Path) -> None:
-    def trained(where: Path, steps: int, **saving: Any) -> dict[str, Tensor]:
-        resume = saving.pop("resume", None)
-        task, splits = load(folder, training={"augmentation": "randaugment"})
+def with_and_without_a_stop(
+    folder: Path, where: Path, *, steps: int, stop: int, **sections: Any
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The weights of an undisturbed run, and of one that goes on from its checkpoint."""
+
+    def trained(place: Path, resume: Path | None = None, **saving: Any) -> dict[str, Tensor]:
+        task, splits = load(folder, **sections)
         model = build_model(task, 0)
-        trainer_of(task, model, splits, where, steps, **saving).train(resume_from_checkpoint=resume)
+        trainer = trainer_of(task, model, splits, place, steps, **saving)
+        trainer.train(resume_from_checkpoint=str(resume) if resume else None)
         return model.state_dict()
 
-    undisturbed = trained(tmp_path / "a", 7)
-    trained(tmp_path / "b", 7, save_strategy="steps", save_steps=4)  # in the second of three-step epochs
-    resumed = trained(tmp_path / "c", 7, resume=str(tmp_path / "b" / "checkpoint-4"))
+    undisturbed = trained(where / "a")
+    trained(where / "b", save_strategy="steps", save_steps=stop)
+    return undisturbed, trained(where / "c", where / "b" / f"checkpoint-{stop}")
+
+
+def test_a_run_that_goes_on_within_an_epoch_ends_with_the_same_weights(folder: Path, tmp_path: Path) -> None:
+    settings = {"training": {"augmentation": "randaugment"}}
+    undisturbed, resumed = with_and_without_a_stop(folder, tmp_path, steps=7, stop=4, **settings)  # 3 steps an epoch
     assert all(map(torch.equal, resumed.values(), undisturbed.values()))
 
 
