@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 import rdrop
-from rdrop.kernels import IMPLEMENTATIONS
+from rdrop.kernels import native
 
 Array = npt.NDArray[Any]
 
@@ -27,11 +27,26 @@ class Answer(NamedTuple):
 Runner = Callable[[Array, Array | None, dict[str, Any]], Answer]
 
 
-def torch_runner(impl: Any) -> Runner:
-    """The torch implementation of this name, in the dtype of the logits."""
+class Implementation(NamedTuple):
+    """A way to compute the objective: on which numbers, for which kinds, and how exactly."""
+
+    run: Runner
+    dtype: Any = np.float64
+    kinds: tuple[str, ...] = ("categorical", "binary", "regression")
+    rtol: float = 0.0
+    atol: float = 0.0
+
+    def close(self, got: Array, want: Array, rtol: float, atol: float = 0.0, message: str = "") -> None:
+        """Asserts that numbers agree to these bounds, or to what the implementation's numbers allow."""
+        bounds = max(rtol, self.rtol), max(atol, self.atol)
+        np.testing.assert_allclose(got, want, *bounds, err_msg=message)
+
+
+def torch_runner(impl: Any, dtype: Any = np.float64) -> Runner:
+    """The torch implementation of this name, on logits of this dtype."""
 
     def run(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
-        z = torch.tensor(logits, requires_grad=True)
+        z = torch.tensor(logits.astype(dtype), requires_grad=True)
         tensors: dict[str, Any] = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
         out = rdrop.rdrop_loss(z, None if labels is None else torch.tensor(labels), impl=impl, **tensors)
         if out.loss.requires_grad:
@@ -43,4 +58,24 @@ def torch_runner(impl: Any) -> Runner:
     return run
 
 
-RUNNERS: dict[str, Runner] = {f"torch-{name}": torch_runner(name) for name in [*IMPLEMENTATIONS, "auto"]}
+def native_runner(instruction_set: str) -> Runner:
+    """The kernel for CPUs with one of its instruction sets."""
+    run = torch_runner("native", np.float32)
+
+    def with_set(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
+        before, native.INSTRUCTION_SET = native.INSTRUCTION_SET, instruction_set
+        try:
+            return run(logits, labels, options)
+        finally:
+            native.INSTRUCTION_SET = before
+
+    return with_set
+
+
+IMPLEMENTATIONS = {
+    **{f"torch-{name}": Implementation(torch_runner(name)) for name in ("reference", "fused", "auto")},
+    **{
+        f"native-{name}": Implementation(native_runner(name), np.float32, ("categorical",), rtol=3e-6, atol=3e-7)
+        for name in native.INSTRUCTION_SETS
+    },
+}

@@ -73,7 +73,7 @@ def rdrop_loss(
             differences of probabilities summed over classes.
         stop_gradient: None: gradients flow into all passes, as in the paper. `first`: the first pass is a constant
             inside the divergence. `rest`: all passes but the first are.
-        impl: `reference`, `fused`, or `auto`; `rdrop.kernels.choose` says what `auto` takes and why.
+        impl: `reference`, `fused`, `native` (on CPUs) or `auto`; `rdrop.kernels.choose` says what `auto` takes and why.
 
     Returns:
         `loss`, `task_loss` and `divergence`, all with gradients: scalars, or `(B, ...)` with reduction `none`.
@@ -102,7 +102,7 @@ def rdrop_loss(
     soft = kind == "categorical" and labels is not None and labels.is_floating_point()
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
     label_weight = class_weight if kind == "binary" else None
-    rows = IMPLEMENTATIONS[choose(impl, labels, class_weight).name]
+    rows = IMPLEMENTATIONS[choose(impl, logits, labels, class_weight, objective).name]
     positions = logits.shape[1:-1] if kind == "categorical" else logits.shape[1:]
     by = _reduction.divisor(positions.numel(), keep, reduction, normalizer)
     uniform = reduction != "none" and label_weight is None  # every row will have the same gradient, up to a factor

@@ -12,12 +12,17 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rdrop.kernels import fused, reference
+from rdrop.kernels import fused, native, reference
+from rdrop.options import Objective
 
-Impl = Literal["auto", "reference", "fused"]
+Impl = Literal["auto", "reference", "fused", "native"]
 
 
-IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {"reference": reference.rows, "fused": fused.rows}
+IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+    "reference": reference.rows,
+    "fused": fused.rows,
+    "native": native.rows,
+}
 
 
 class Choice(NamedTuple):
@@ -27,7 +32,13 @@ class Choice(NamedTuple):
     reason: str
 
 
-def choose(impl: str, labels: Tensor | None = None, class_weight: Tensor | None = None) -> Choice:
+def choose(
+    impl: str,
+    logits: Tensor | None = None,
+    labels: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    objective: Objective | None = None,
+) -> Choice:
     """Choose the implementation for a call; a name that the caller gave is never replaced by another.
 
     Raises:
@@ -43,11 +54,13 @@ def choose(impl: str, labels: Tensor | None = None, class_weight: Tensor | None 
         for name, value in (("labels", labels), ("class_weight", class_weight))
         if value is not None and value.requires_grad
     ]
-    if impl == "fused" and needs_autograd:
+    if impl in ("fused", "native") and needs_autograd:
         raise ValueError(
-            f"{' and '.join(needs_autograd)} require a gradient, and impl='fused' has one for the logits alone: use "
+            f"{' and '.join(needs_autograd)} require a gradient, and impl={impl!r} has one for the logits alone: use "
             "impl='reference' or 'auto', or detach them"
         )
+    if impl == "native" and (reason := native.refusal(logits, objective)) is not None:
+        raise ValueError(f"impl='native' cannot be used: {reason}. Use impl='auto' or 'fused'")
     if impl != "auto":
         return Choice(impl, "asked for by name")
     if needs_autograd:
@@ -58,12 +71,13 @@ def choose(impl: str, labels: Tensor | None = None, class_weight: Tensor | None 
 
 
 def available() -> dict[str, str]:
-    """Name each implementation that can run here, with a line on what it is.
+    """Name each implementation, with a line on what it is, or why it cannot run here.
 
-    >>> sorted(available())
-    ['fused', 'reference']
+    >>> sorted(available())[:2]
+    ['fused', 'native']
     """
     return {
         "reference": "the formulas in plain torch, differentiated by autograd",
         "fused": "closed-form gradients in row chunks, on any device",
+        "native": native.refusal() or f"rows in C++ on the CPU, with {native.INSTRUCTION_SET}",
     }

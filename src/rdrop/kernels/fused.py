@@ -113,10 +113,8 @@ class _Rows(torch.autograd.Function):
     def backward(ctx: Any, task: Tensor, distance: Tensor) -> tuple[Tensor | None, ...]:
         logits, labels, keep, class_weight = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient itself is autograd's business
-            terms = reference.rows(logits, labels, keep, class_weight, ctx.objective)
-            differentiable = [(term, g) for term, g in zip(terms, (task, distance), strict=True) if term.requires_grad]
-            outputs, gradients = zip(*differentiable, strict=True)
-            return *torch.autograd.grad(outputs, logits, gradients, create_graph=True), *[None] * 5
+            differentiable = reference.gradient(logits, labels, keep, class_weight, ctx.objective, task, distance)
+            return differentiable, *[None] * 5
         gradient = None if ctx.prepared is None else ctx.prepared.take(task, distance)
         if gradient is None:
             gradient = torch.empty_like(logits)

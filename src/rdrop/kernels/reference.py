@@ -54,6 +54,22 @@ def rows(
     return task, distance
 
 
+def gradient(
+    logits: Tensor,
+    labels: Tensor | None,
+    keep: Tensor | None,
+    class_weight: Tensor | None,
+    objective: Objective,
+    task: Tensor,
+    distance: Tensor,
+) -> Tensor:
+    """The gradient of the logits, given those of both terms, in a form that can be differentiated again."""
+    terms = rows(logits, labels, keep, class_weight, objective)
+    differentiable = [(term, g) for term, g in zip(terms, (task, distance), strict=True) if term.requires_grad]
+    outputs, gradients = zip(*differentiable, strict=True)
+    return torch.autograd.grad(outputs, logits, gradients, create_graph=True)[0]
+
+
 def _divergence(answers: Tensor, objective: Objective) -> Tensor:
     """Divergence of values or log-probabilities, with the passes that `stop_gradient` names held constant."""
     if len(answers) == 1:
