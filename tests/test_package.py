@@ -15,7 +15,10 @@ import pytest
 import rdrop
 
 SOURCE = Path(rdrop.__file__).parent
-FAST = [SOURCE / "kernels" / name for name in ("fused.py", "native.py", "_native.cpp", "_row.h")]
+FAST = [
+    SOURCE / "kernels" / name
+    for name in ("fused.py", "native.py", "_native.cpp", "_row.h", "triton_rows.py", "triton_elements.py")
+]
 LIBRARY = [*SOURCE.glob("[a-z]*.py"), SOURCE / "__init__.py", *(SOURCE / "kernels").glob("*.py")]
 
 

@@ -73,7 +73,8 @@ def rdrop_loss(
             differences of probabilities summed over classes.
         stop_gradient: None: gradients flow into all passes, as in the paper. `first`: the first pass is a constant
             inside the divergence. `rest`: all passes but the first are.
-        impl: `reference`, `fused`, `native` (on CPUs) or `auto`; `rdrop.kernels.choose` says what `auto` takes and why.
+        impl: `reference`, `fused`, `native` (on CPUs), `triton` (on CUDA) or `auto`; `rdrop.kernels.choose` says what
+            `auto` takes and why.
 
     Returns:
         `loss`, `task_loss` and `divergence`, all with gradients: scalars, or `(B, ...)` with reduction `none`.

@@ -150,4 +150,4 @@ def test_the_choice_is_told() -> None:
     assert choose("reference") == ("reference", "asked for by name")
     wants = torch.zeros(3, requires_grad=True)
     assert choose("auto", labels=wants) == ("reference", "labels require a gradient, which only autograd has")
-    assert set(available()) == {"reference", "fused", "native"}
+    assert set(available()) == {"reference", "fused", "native", "triton"}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from exactness import assert_as_exact_as_the_formulas, terms_and_gradient, views
 from rdrop import RDropLoss, rdrop_loss
 from rdrop.kernels import available, choose, native
 from rdrop.options import Objective
@@ -32,26 +33,6 @@ def instruction_set(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     return str(request.param)
 
 
-def terms_and_gradient(impl: Any, logits: Tensor, labels: Tensor | None, **options: Any) -> list[Tensor]:
-    """Task loss, divergence and gradient, in float64."""
-    z = logits.detach().requires_grad_()
-    out = rdrop_loss(z, labels, impl=impl, **options)
-    (gradient,) = torch.autograd.grad(out.loss.sum(), z)
-    return [x.detach().double() for x in (out.task_loss, out.divergence, gradient)]
-
-
-def assert_as_exact_as_the_formulas(logits: Tensor, labels: Tensor | None, **options: Any) -> None:
-    """The kernel errs no more than plain torch in the same format does, up to a factor of three and a last place."""
-    options = {"reduction": "none", **options}
-    truth = terms_and_gradient("reference", logits.double(), labels, **options)
-    plain = terms_and_gradient("reference", logits, labels, **options)
-    found = terms_and_gradient("native", logits, labels, **options)
-    for name, want, rough, got in zip(("task loss", "divergence", "gradient"), truth, plain, found, strict=True):
-        last_place = torch.finfo(logits.dtype if name == "gradient" else torch.float32).eps
-        error, others = ((x - want).square().mean().sqrt() for x in (got, rough))
-        assert error <= 3 * others + last_place * want.square().mean().sqrt(), f"{name}: {error}, plain torch {others}"
-
-
 def test_it_was_built() -> None:
     """Where there is a compiler, there is the kernel."""
     assert native.refusal() is None
@@ -62,8 +43,8 @@ def test_it_was_built() -> None:
 def test_any_number_of_classes(instruction_set: str, classes: int) -> None:
     torch.manual_seed(classes)
     logits, labels = 3 * torch.randn(2, 5, classes), torch.randint(classes, (5,))
-    assert_as_exact_as_the_formulas(logits, labels)
-    assert_as_exact_as_the_formulas(logits, labels, label_smoothing=0.1, class_weight=torch.rand(classes))
+    assert_as_exact_as_the_formulas("native", logits, labels)
+    assert_as_exact_as_the_formulas("native", logits, labels, label_smoothing=0.1, class_weight=torch.rand(classes))
 
 
 def test_one_class_is_certain(instruction_set: str) -> None:
@@ -83,10 +64,10 @@ def test_every_divergence_and_number_of_passes(
     labels = torch.randint(203, (6,))
     labels[2] = -100
     options = {"divergence": divergence, "alpha": 0.7}
-    assert_as_exact_as_the_formulas(logits, labels, **options)
-    assert_as_exact_as_the_formulas(logits, torch.rand(6, 203).softmax(-1), label_smoothing=0.2, **options)
+    assert_as_exact_as_the_formulas("native", logits, labels, **options)
+    assert_as_exact_as_the_formulas("native", logits, torch.rand(6, 203).softmax(-1), label_smoothing=0.2, **options)
     if passes > 1:
-        assert_as_exact_as_the_formulas(logits, None, mask=torch.arange(6) < 4, **options)
+        assert_as_exact_as_the_formulas("native", logits, None, mask=torch.arange(6) < 4, **options)
 
 
 @pytest.mark.parametrize("divergence", ["symmetric_kl", "mse"])
@@ -96,16 +77,16 @@ def test_passes_that_nearly_agree(divergence: Any, distance: float, passes: int)
     """A divergence far below one keeps its digits, also where a pass has an offset, which the softmax does not see."""
     torch.manual_seed(0)
     logits = 5 * torch.randn(1, 64, 1000) + distance * torch.randn(passes, 64, 1000)
-    assert_as_exact_as_the_formulas(logits, None, divergence=divergence)
+    assert_as_exact_as_the_formulas("native", logits, None, divergence=divergence)
     logits[1] += 8
-    assert_as_exact_as_the_formulas(logits, None, divergence=divergence)
+    assert_as_exact_as_the_formulas("native", logits, None, divergence=divergence)
 
 
 def test_large_logits_and_long_rows() -> None:
     torch.manual_seed(0)
     labels = torch.tensor([0, 299_999])
-    assert_as_exact_as_the_formulas(torch.randn(2, 2, 300_000), labels)
-    assert_as_exact_as_the_formulas(1e4 + 30 * torch.randn(2, 2, 3000), labels % 3000)
+    assert_as_exact_as_the_formulas("native", torch.randn(2, 2, 300_000), labels)
+    assert_as_exact_as_the_formulas("native", 1e4 + 30 * torch.randn(2, 2, 3000), labels % 3000)
 
 
 @pytest.mark.parametrize("divergence", ["symmetric_kl", "kl", "js", "mse"])
@@ -121,21 +102,6 @@ def test_what_is_no_number_is_not_hidden(instruction_set: str, divergence: Any) 
     assert out.loss.isnan()
 
 
-def views(dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
-    """Logits (2, 3, 4, 33) that do not lie in memory one after the other."""
-    torch.manual_seed(0)
-    values = torch.randn(1000).to(dtype)
-    return {
-        "unaligned": values[1:793].view(2, 3, 4, 33),
-        "shifted": values[:990].view(2, 3, 5, 33)[:, :, :-1],
-        "padded vocabulary": values[:960].view(2, 3, 4, 40)[..., :33],
-        "passes inside": values[:792].view(3, 4, 2, 33).permute(2, 0, 1, 3),
-        "time first": values[:792].view(2, 4, 3, 33).transpose(1, 2),
-        "classes not last": values[:792].view(2, 3, 33, 4).transpose(2, 3),
-        "expanded": values[:198].view(2, 3, 1, 33).expand(2, 3, 4, 33),
-    }
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", views())
 def test_any_strides(name: str, dtype: torch.dtype) -> None:
@@ -146,7 +112,7 @@ def test_any_strides(name: str, dtype: torch.dtype) -> None:
     for got, want in zip(found, terms_and_gradient("native", logits.contiguous(), labels, alpha=0.5), strict=True):
         assert got.equal(want)
     five = torch.randn(2, 3, 2, 2, 2, 33)[:, ::2, :, ::2].transpose(2, 4)
-    assert_as_exact_as_the_formulas(five, torch.randint(33, five.shape[1:-1]))
+    assert_as_exact_as_the_formulas("native", five, torch.randint(33, five.shape[1:-1]))
 
 
 def test_rows_do_not_depend_on_the_threads(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +178,7 @@ def test_more_than_two_to_the_31_logits() -> None:
 def test_a_label_that_is_no_class_is_named_with_its_position() -> None:
     for label in (5, -1):
         with pytest.raises(ValueError, match=rf"label of position 2 is {label}; expected a class id in 0\.\.4"):
-            native.rows(torch.zeros(2, 3, 5), torch.tensor([0, 1, label]), None, None, Objective())
+            native.measure(torch.zeros(2, 3, 5), torch.tensor([0, 1, label]), None, None, Objective())
 
 
 @pytest.mark.parametrize(

@@ -162,8 +162,9 @@ def test_answers_to_the_same_examples_stand_under_each_other() -> None:
     assert isinstance(view, ExamplesView)
     first, second = view.examples
     assert [(column, text.start) for column, text in first.given] == [("Source", "a"), ("Reference", "A")]
-    told = [([each.name for each in answer.sources], answer.column, answer.text.start) for answer in first.answers]
-    assert told == [(["plain", "rdrop"], "Output", "one"), (["twice"], "Output", "two")]
+    told = [([each.name for each in answer.sources], [text.start for text in answer.texts]) for answer in first.answers]
+    assert view.columns == ["Output"]
+    assert told == [(["plain", "rdrop"], ["one"]), (["twice"], ["two"])]
     assert [[each.name for each in answer.sources] for answer in second.answers] == [["plain", "twice", "rdrop"]]
 
 
@@ -172,7 +173,22 @@ def test_a_column_after_one_that_differs_is_an_answer_even_where_all_agree() -> 
     [view] = views([source(name, listing(["a", name, "0.5"], columns=columns)) for name in ("plain", "rdrop")])
     assert isinstance(view, ExamplesView)
     assert [column for column, _ in view.examples[0].given] == ["Source"]
-    assert [answer.column for answer in view.examples[0].answers] == ["Output", "Output", "Score"]
+    assert view.columns == ["Output", "Score"]
+    assert [[text.start for text in answer.texts] for answer in view.examples[0].answers] == [
+        ["plain", "0.5"],
+        ["rdrop", "0.5"],
+    ]
+
+
+def test_runs_share_an_answer_only_if_they_agree_in_all_of_it() -> None:
+    columns = ("Source", "Output", "Score")
+    answers = {"plain": ["a", "same", "1"], "twice": ["a", "same", "2"], "rdrop": ["a", "same", "1"]}
+    [view] = views([source(name, listing(row, columns=columns)) for name, row in answers.items()])
+    assert isinstance(view, ExamplesView)
+    assert [[each.name for each in answer.sources] for answer in view.examples[0].answers] == [
+        ["plain", "rdrop"],
+        ["twice"],
+    ]
 
 
 def test_the_last_column_is_an_answer_even_where_all_runs_say_the_same() -> None:

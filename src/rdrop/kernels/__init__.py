@@ -6,22 +6,41 @@ Each implementation is a function `rows` that returns the task loss and the dive
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
-from rdrop.kernels import fused, native, reference
+from rdrop.kernels import fused, native, reference, two_walks
 from rdrop.options import Objective
 
-Impl = Literal["auto", "reference", "fused", "native"]
+Impl = Literal["auto", "reference", "fused", "native", "triton"]
+
+
+def _triton(
+    logits: Tensor,
+    labels: Tensor | None,
+    keep: Tensor | None,
+    class_weight: Tensor | None,
+    objective: Objective,
+    foretold: tuple[float, float] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The kernels in Triton, which are imported when they are first called."""
+    from rdrop.kernels import triton_elements, triton_rows
+
+    kernel: two_walks.Kernel = triton_rows if objective.kind == "categorical" else triton_elements
+    return two_walks.rows(kernel, logits, labels, keep, class_weight, objective, foretold)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": reference.rows,
     "fused": fused.rows,
-    "native": native.rows,
+    "native": partial(two_walks.rows, native),
+    "triton": _triton,
 }
 
 
@@ -54,13 +73,14 @@ def choose(
         for name, value in (("labels", labels), ("class_weight", class_weight))
         if value is not None and value.requires_grad
     ]
-    if impl in ("fused", "native") and needs_autograd:
+    if impl not in ("auto", "reference") and needs_autograd:
         raise ValueError(
             f"{' and '.join(needs_autograd)} require a gradient, and impl={impl!r} has one for the logits alone: use "
             "impl='reference' or 'auto', or detach them"
         )
-    if impl == "native" and (reason := native.refusal(logits, objective)) is not None:
-        raise ValueError(f"impl='native' cannot be used: {reason}. Use impl='auto' or 'fused'")
+    refusal = {"native": partial(native.refusal, logits, objective), "triton": partial(_triton_refusal, logits)}
+    if impl in refusal and (reason := refusal[impl]()) is not None:
+        raise ValueError(f"impl={impl!r} cannot be used: {reason}. Use impl='auto' or 'fused'")
     if impl != "auto":
         return Choice(impl, "asked for by name")
     if needs_autograd:
@@ -80,4 +100,22 @@ def available() -> dict[str, str]:
         "reference": "the formulas in plain torch, differentiated by autograd",
         "fused": "closed-form gradients in row chunks, on any device",
         "native": native.refusal() or f"rows in C++ on the CPU, with {native.INSTRUCTION_SET}",
+        "triton": _triton_refusal() or ("rows in Triton" + (", interpreted" if _interpreted() else " on the GPU")),
     }
+
+
+def _triton_refusal(logits: Tensor | None = None) -> str | None:
+    """Why the kernel in Triton cannot serve a call, or without one, why it cannot run here at all; None if it can."""
+    if importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    if logits is not None and logits.dtype == torch.float64:
+        return "the logits are torch.float64, and its sums run in float32"
+    if not _interpreted() and not (torch.cuda.is_available() if logits is None else logits.is_cuda):
+        where = "there is no CUDA device" if logits is None else f"the logits are on {logits.device}"
+        return f"{where}, and it runs on CUDA"
+    return None
+
+
+def _interpreted() -> bool:
+    """Whether Triton's programs run on the CPU, in its interpreter."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -22,6 +22,8 @@ from rdrop.toolkit.summary import Confusion, Exhibit, Gallery, Listing, Picture
 PIXELS_ARE_SHOWN = 64
 LONG_TEXT = 600
 WIDE_COLUMN = 24
+UNFOLDED = 5
+"""Rows and examples that are shown before the rest is folded away."""
 
 Kind = TypeVar("Kind", Confusion, Gallery, Listing)
 
@@ -85,6 +87,7 @@ class ListingView:
     reading: str
     sources: list[Source]
     panels: list[TextTable]
+    unfolded: int = UNFOLDED
     kind: Literal["listing"] = "listing"
 
 
@@ -99,16 +102,15 @@ class TextTable:
 
 @dataclass(frozen=True)
 class Answer:
-    """What one or more runs say about an example in one column."""
+    """What one or more runs say about an example, with a text for each column."""
 
     sources: list[Source]
-    column: str
-    text: Text
+    texts: list[Text]
 
 
 @dataclass(frozen=True)
 class Example:
-    """What all runs were given, and their answers; runs that agree share one."""
+    """What all runs were given, and their answers; runs that agree in all columns share one."""
 
     given: list[tuple[str, Text]]
     answers: list[Answer]
@@ -121,7 +123,9 @@ class ExamplesView:
     key: str
     title: str
     reading: str
+    columns: list[str]
     examples: list[Example]
+    unfolded: int = UNFOLDED
     kind: Literal["examples"] = "examples"
 
 
@@ -168,7 +172,7 @@ def _view(key: str, members: Sequence[tuple[Source, Exhibit]]) -> View:
     for _, listing in listings:
         _check(listing)
     if given := _given(listings):
-        return ExamplesView(key, title, reading, _examples(listings, given))
+        return ExamplesView(key, title, reading, listings[0][1].columns[given:], _examples(listings, given))
     tables = [_text_table(listing) for _, listing in listings]
     return ListingView(key, title, reading, [source for source, _ in listings], tables)
 
@@ -240,12 +244,10 @@ def _examples(listings: Sequence[tuple[Source, Listing]], given: int) -> list[Ex
     columns = listings[0][1].columns
     examples: list[Example] = []
     for rows in zip(*(listing.rows for _, listing in listings), strict=True):
-        answers: list[Answer] = []
-        for index in range(given, len(columns)):
-            by_text: dict[str, list[Source]] = {}
-            for (source, _), row in zip(listings, rows, strict=True):
-                by_text.setdefault(row[index], []).append(source)
-            answers += [Answer(same, columns[index], _text(text)) for text, same in by_text.items()]
+        by_answer: dict[tuple[str, ...], list[Source]] = {}
+        for (source, _), row in zip(listings, rows, strict=True):
+            by_answer.setdefault(tuple(row[given:]), []).append(source)
+        answers = [Answer(same, [_text(text) for text in texts]) for texts, same in by_answer.items()]
         examples.append(Example([(columns[i], _text(rows[0][i])) for i in range(given)], answers))
     return examples
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -52,7 +53,8 @@ def with_intervals(findings: Sequence[Finding]) -> str:
     for metric, difference in findings:
         text = _number(metric, difference)
         if difference.low is not None and difference.high is not None:
-            text += f" (95% interval {_signed(metric, difference.low)} to {_signed(metric, difference.high)}"
+            low, high = (_signed(metric, end, difference) for end in (difference.low, difference.high))
+            text += f" (95% interval {low} to {high}"
             text += ")" if difference.p_value is None else f", p = {difference.p_value:.2g})"
         texts.append(text)
     return ", ".join(texts)
@@ -83,11 +85,15 @@ def _verdict(metric: Metric, difference: Difference) -> Verdict:
 
 def _number(metric: Metric, difference: Difference, *, brackets: bool = False) -> str:
     """A mean difference with its name and unit."""
-    value = f"{_signed(metric, difference.mean)}{' points' if metric.percent else ''}"
+    value = f"{_signed(metric, difference.mean, difference)}{' points' if metric.percent else ''}"
     return f"{metric.label} ({value})" if brackets else f"{metric.label} {value}"
 
 
-def _signed(metric: Metric, value: float) -> str:
-    """A signed value in the unit of the metric, with a real minus sign."""
-    text = f"{100 * value:+.2f}" if metric.percent else f"{value:+.2f}" if abs(value) >= 1 else f"{value:+.4f}"
+def _signed(metric: Metric, value: float, difference: Difference) -> str:
+    """A signed value in the unit of the metric, to two digits of the interval's half width, with a real minus sign."""
+    decimals = 2 if metric.percent or abs(difference.mean) >= 1 else 4
+    if not metric.percent and difference.low is not None and difference.high is not None:
+        half = (difference.high - difference.low) / 2
+        decimals = min(4, max(2, 1 - math.floor(math.log10(half)))) if 0 < half < math.inf else decimals
+    text = f"{100 * value if metric.percent else value:+.{decimals}f}"
     return text.replace("-", "\N{MINUS SIGN}")

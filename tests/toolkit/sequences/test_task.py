@@ -69,7 +69,7 @@ def test_the_splits_are_the_tables_in_tokens_of_one_vocabulary(folder: Path) -> 
     assert splits.test["source"][:] == [source for source, _ in tiny.pairs(9, 2)]
     assert splits.description == (
         "48 pairs of train.tsv for training, 9 for validation (dev.tsv), 9 for testing (test.tsv); "
-        f"{len(task.tokenizer)} tokens learned from the first."
+        f"{len(task.tokenizer)} tokens, learned from the training split."
     )
     assert len(task.tokenizer) <= 300
 

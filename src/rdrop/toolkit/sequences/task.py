@@ -115,7 +115,8 @@ class SequenceTask(Task[R]):
         judged = {split: self._judged(some, split, notes) for split, some in pairs.items()}
         where = {split: getattr(data, split) or f"held out of {data.train}" for split in judged}
         counts = "".join(f", {len(some):,} for {_PURPOSES[split]} ({where[split]})" for split, some in judged.items())
-        vocabulary = "" if self.recipe.model.name else f"; {len(self.tokenizer):,} tokens learned from the first"
+        learned = f"; {len(self.tokenizer):,} tokens, learned from the training split"
+        vocabulary = "" if self.recipe.model.name else learned
         return Splits(
             train=rows,
             validation=judged.get("validation"),
