@@ -209,7 +209,7 @@ def test_matrices_stand_side_by_side_where_there_is_room(report: Open) -> None:
 def test_texts_wrap_run_in_their_direction_and_open_at_a_click(report: Open, width: int) -> None:
     page = report("translation", width=width)
     texts = page.evaluate(
-        """() => [...document.querySelectorAll('.texts td')].map(cell => ({
+        """() => [...document.querySelectorAll('.texts td, .example dd')].map(cell => ({
             text: cell.textContent, direction: getComputedStyle(cell).direction,
             fits: cell.scrollWidth <= cell.clientWidth
         }))"""
