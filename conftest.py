@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from typing import Any
 
 import torch
 from sybil import Sybil
@@ -14,11 +16,26 @@ if not torch.cuda.is_available():
     # Triton decides when it is imported whether its programs are compiled for a GPU, or interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+
+def _enter_folder(namespace: dict[str, Any]) -> None:
+    """Examples of a page write their files into a folder of their own."""
+    namespace["__left__"], namespace["__folder__"] = os.getcwd(), tempfile.TemporaryDirectory()  # noqa: PTH109
+    os.chdir(namespace["__folder__"].name)
+
+
+def _leave_folder(namespace: dict[str, Any]) -> None:
+    """Back to where the tests were started."""
+    os.chdir(namespace["__left__"])
+    namespace["__folder__"].cleanup()
+
+
+FOLDER: dict[str, Any] = {"setup": _enter_folder, "teardown": _leave_folder}
+
 pytest_collect_file = SybilCollection(
     [
         # A pattern without a folder reaches everything below the path.
         Sybil(parsers=[DocTestParser()], path="src", patterns=["*.py"]),
-        Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md"]),
-        Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path="docs", patterns=["*.md"]),
+        Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], patterns=["README.md"], **FOLDER),
+        Sybil(parsers=[PythonCodeBlockParser(), SkipParser()], path="docs", patterns=["*.md"], **FOLDER),
     ]
 ).pytest()

@@ -372,8 +372,6 @@ class _Keeper(TrainerCallback):
         self.progress.advance(state.global_step)
         if self.asked():
             control.should_save = control.should_training_stop = True
-        # What was summed since the last log is not in a checkpoint.
-        control.should_log |= control.should_save
 
     def on_log(
         self,
