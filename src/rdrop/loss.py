@@ -111,7 +111,9 @@ def rdrop_loss(
     if uniform and logits.device.type == "cpu" and not torch.compiler.is_compiling():
         weight = alpha.item() if isinstance(alpha, Tensor) else alpha
         foretold = (0.0 if labels is None else 1 / float(by), weight / float(by))
-    task, distance = rows(logits, labels, keep, class_weight if label_weight is None else None, objective, foretold)
+    task, distance = rows(
+        logits, labels, keep, class_weight if label_weight is None else None, objective, foretold=foretold
+    )
     if label_weight is not None:
         task = task * label_weight.to(task.dtype)
     task, distance = (_reduction.reduce(values, reduction, by) for values in (task, distance))

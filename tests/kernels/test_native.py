@@ -16,6 +16,7 @@ from torch import Tensor
 from exactness import assert_as_exact_as_the_formulas, terms_and_gradient, views
 from rdrop import RDropLoss, rdrop_loss
 from rdrop.kernels import available, choose, native
+from rdrop.kernels.inputs import Inputs
 from rdrop.options import Objective
 
 SOURCE = Path(native.__file__).parent / "_native.cpp"
@@ -178,7 +179,7 @@ def test_more_than_two_to_the_31_logits() -> None:
 def test_a_label_that_is_no_class_is_named_with_its_position() -> None:
     for label in (5, -1):
         with pytest.raises(ValueError, match=rf"label of position 2 is {label}; expected a class id in 0\.\.4"):
-            native.measure(torch.zeros(2, 3, 5), torch.tensor([0, 1, label]), None, None, Objective())
+            native.measure(Inputs(torch.zeros(2, 3, 5), torch.tensor([0, 1, label]), None, None, Objective()))
 
 
 @pytest.mark.parametrize(

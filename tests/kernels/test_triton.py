@@ -12,6 +12,7 @@ import torch
 from exactness import assert_as_exact_as_the_formulas, terms_and_gradient, views
 from rdrop import rdrop_loss
 from rdrop.kernels import available
+from rdrop.kernels.inputs import Inputs
 from rdrop.options import Objective
 
 triton_rows = pytest.importorskip("rdrop.kernels.triton_rows", reason="triton is not installed")
@@ -69,13 +70,8 @@ def test_any_strides(name: str) -> None:
 
 def test_a_label_that_is_no_class_does_not_go_unnoticed() -> None:
     """The host does not wait for a look at the labels; the loss is no number, and no memory is read out of bounds."""
-    found = triton_rows.measure(
-        torch.zeros(2, 3, 5, device=DEVICE),
-        torch.tensor([1, 5, -1], device=DEVICE),
-        None,
-        None,
-        Objective(),
-    )
+    logits, labels = torch.zeros(2, 3, 5, device=DEVICE), torch.tensor([1, 5, -1], device=DEVICE)
+    found = triton_rows.measure(Inputs(logits, labels, None, None, Objective()))
     assert found[0].isnan().tolist() == [False, True, True]
 
 

@@ -10,30 +10,24 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from rdrop.kernels import fused, native, reference, two_walks
+from rdrop.kernels.inputs import Inputs
 from rdrop.options import Objective
 
 Impl = Literal["auto", "reference", "fused", "native", "triton"]
 
 
-def _triton(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,
-    objective: Objective,
-    foretold: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
+def _triton(*inputs: Any, foretold: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
     """The kernels in Triton, which are imported when they are first called."""
     from rdrop.kernels import triton_elements, triton_rows
 
-    kernel: two_walks.Kernel = triton_rows if objective.kind == "categorical" else triton_elements
-    return two_walks.rows(kernel, logits, labels, keep, class_weight, objective, foretold)
+    kernel: two_walks.Kernel = triton_rows if Inputs(*inputs).objective.kind == "categorical" else triton_elements
+    return two_walks.rows(kernel, *inputs, foretold=foretold)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {

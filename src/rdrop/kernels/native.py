@@ -7,13 +7,13 @@ was installed without a compiler, `refusal` says so and `rdrop.kernels` takes an
 from __future__ import annotations
 
 import importlib
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rdrop.kernels.row_axes import row_axes
-from rdrop.options import Divergence, Objective
+from rdrop.kernels.inputs import Inputs, rows_of
+from rdrop.options import Objective
 
 try:
     _native: Any = importlib.import_module("rdrop.kernels._native")
@@ -46,70 +46,40 @@ def refusal(logits: Tensor | None = None, objective: Objective | None = None) ->
     return None
 
 
-def measure(
-    logits: Tensor, labels: Tensor | None, keep: Tensor | None, class_weight: Tensor | None, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
+def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Task loss and divergence of each position, and what the gradient needs to know."""
-    positions = logits.shape[1:-1]
+    positions = inputs.logits.shape[1:-1]
     task, distance = (torch.empty(positions) for _ in range(2))
-    kept = torch.empty(*positions, 3 * len(logits) + 2)
-    _run(logits, labels, keep, class_weight, objective, kept, task, distance, None)
+    kept = torch.empty(*positions, 3 * len(inputs.logits) + 2)
+    _run(inputs, kept, task, distance, None)
     return task, distance, kept
 
 
-def write_gradient(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,
-    objective: Objective,
-    kept: Tensor,
-    task: Tensor,
-    distance: Tensor,
-) -> Tensor:
+def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor) -> Tensor:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    terms = task.contiguous(), distance.contiguous()
-    _run(logits, labels, keep, class_weight, objective, kept, *terms, gradient)
+    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
+    _run(inputs, kept, task.contiguous(), distance.contiguous(), gradient)
     return gradient
 
 
-def _run(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,
-    objective: Objective,
-    kept: Tensor,
-    task: Tensor,
-    distance: Tensor,
-    gradient: Tensor | None,
-) -> None:
+def _run(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, gradient: Tensor | None) -> None:
     """Call the extension; `task` and `distance` are written, or read as gradients where `gradient` is written."""
-    axes = row_axes(logits)
-    if axes is None or (logits.stride(-1) != 1 and logits.shape[-1] > 1):
-        logits = logits.contiguous()
-        axes = row_axes(logits)
-        assert axes is not None
-    sizes, strides = axes
-    soft = labels is not None and labels.is_floating_point()
-    ids = None if labels is None or soft else labels.long().contiguous()
-    target = labels.float().contiguous() if labels is not None and soft else None
-    keep = None if keep is None else keep.contiguous()
-    weight = None if class_weight is None else class_weight.float().contiguous()
-    passes, classes = len(logits), logits.shape[-1]
+    logits, *sizes, outer_stride, inner_stride = rows_of(inputs.logits, classes_side_by_side=True)
+    # Named, so that they live as long as the extension works on them.
+    ids, target, mask, weight = inputs.ids, inputs.target, inputs.mask, inputs.weight
+    classes = logits.shape[-1]
     wrong = _native.rows(
         INSTRUCTION_SET,
         torch.get_num_threads() if logits.numel() >= PARALLEL else 1,
         logits.dtype == torch.bfloat16,
-        passes,
-        get_args(Divergence).index(objective.divergence),
-        sum(1 << k for k in range(passes) if objective.moves(k)),
-        objective.label_smoothing,
+        len(logits),
+        inputs.divergence,
+        inputs.moves,
+        inputs.objective.label_smoothing,
         (*sizes, classes),
         _address(logits),
-        (logits.stride(0), *strides),
-        (_address(ids), _address(target), _address(keep), _address(weight)),
+        (logits.stride(0), outer_stride, inner_stride),
+        (_address(ids), _address(target), _address(mask), _address(weight)),
         _address(kept),
         (_address(task), _address(distance)),
         _address(gradient),

@@ -5,15 +5,13 @@ The formulas are those of `rdrop.divergences`, for two classes or for values, wi
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rdrop.kernels.triton_rows import JS, MSE, SYMMETRIC_KL, moves
-from rdrop.options import Divergence, Objective
+from rdrop.kernels.inputs import Inputs
+from rdrop.kernels.triton_rows import JS, MSE, SYMMETRIC_KL
 
 
 @triton.jit
@@ -106,67 +104,50 @@ def _elements(
         tl.store(distance_ptr + at, tl.where(counts, distance, 0.0), mask=inside)
 
 
-def measure(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,  # noqa: ARG001  (weights of labels are applied outside)
-    objective: Objective,
-) -> tuple[Tensor, Tensor, Tensor]:
+def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Both terms of each position; the gradient needs to know nothing more."""
+    logits = inputs.logits
     task, distance = (logits.new_empty(logits.shape[1:], dtype=torch.float32) for _ in range(2))
-    _run(logits, labels, keep, objective, task, distance, None)
+    _run(inputs, task, distance, None)
     return task, distance, logits.new_empty(0)
 
 
 def write_gradient(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,  # noqa: ARG001
-    objective: Objective,
+    inputs: Inputs,
     kept: Tensor,  # noqa: ARG001
     task: Tensor,
     distance: Tensor,
 ) -> Tensor:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    _run(logits, labels, keep, objective, task.contiguous(), distance.contiguous(), gradient)
+    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
+    _run(inputs, task.contiguous(), distance.contiguous(), gradient)
     return gradient
 
 
-def _run(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    objective: Objective,
-    task: Tensor,
-    distance: Tensor,
-    gradient: Tensor | None,
-) -> None:
+def _run(inputs: Inputs, task: Tensor, distance: Tensor, gradient: Tensor | None) -> None:
     """Write both terms, or read them as gradients where `gradient` is written."""
+    logits, target, mask = inputs.logits.contiguous(), inputs.target, inputs.mask
     n, M = task.numel(), len(logits)
     if n == 0:
         return
-    logits = logits.contiguous()
     MP = triton.next_power_of_2(M)
     block = max(1024 // MP, 16)
     _elements[(triton.cdiv(n, block),)](
         logits,
-        logits if labels is None else labels.float().contiguous(),
-        logits if keep is None else keep.contiguous().view(torch.uint8),
+        logits if target is None else target,
+        logits if mask is None else mask.view(torch.uint8),
         task,
         distance,
         logits if gradient is None else gradient,
         n,
-        objective.label_smoothing,
+        inputs.objective.label_smoothing,
         M=M,
         MP=MP,
         BLOCK=block,
-        DIVERGENCE=get_args(Divergence).index(objective.divergence),
-        BINARY=objective.kind == "binary",
-        LABELS=labels is not None,
-        KEEP=keep is not None,
-        MOVES=moves(objective, M),
+        DIVERGENCE=inputs.divergence,
+        BINARY=inputs.objective.kind == "binary",
+        LABELS=target is not None,
+        KEEP=mask is not None,
+        MOVES=inputs.moves,
         GRADIENT=gradient is not None,
     )

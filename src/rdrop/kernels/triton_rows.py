@@ -10,15 +10,14 @@ CPU, for tests.
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from rdrop.kernels.row_axes import row_axes
-from rdrop.options import Divergence, Objective
+from rdrop.kernels.inputs import Inputs, Rows, rows_of
 
 SYMMETRIC_KL, KL, JS, MSE = (tl.constexpr(i) for i in range(4))
 LARGEST_TILE = 8192
@@ -248,84 +247,55 @@ def _write_gradient(
         tl.store(to, g.to(g_ptr.dtype.element_ty), mask=there[:, None] & (c[None, :] < C))
 
 
-def measure(
-    logits: Tensor, labels: Tensor | None, keep: Tensor | None, class_weight: Tensor | None, objective: Objective
-) -> tuple[Tensor, Tensor, Tensor]:
+def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Both terms of each position, and what the gradient needs to know."""
+    logits = inputs.logits
     task, distance = (logits.new_empty(logits.shape[1:-1], dtype=torch.float32) for _ in range(2))
     kept = logits.new_empty((task.numel(), _KEPT_PER_PASS.value * len(logits) + 2), dtype=torch.float32)
     if task.numel():
-        z, axes = _with_axes(logits)
-        arrays, options = _arguments(z, labels, keep, class_weight, objective)
-        _measure[(task.numel(),)](z, *axes, *arrays, kept, task, distance, objective.label_smoothing, **options)
+        rows, arrays, constants = _arguments(inputs)
+        smoothing = inputs.objective.label_smoothing
+        _measure[(task.numel(),)](*rows, *arrays, kept, task, distance, smoothing, **constants)
     return task, distance, kept
 
 
-def write_gradient(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,
-    objective: Objective,
-    kept: Tensor,
-    task: Tensor,
-    distance: Tensor,
-) -> Tensor:
+def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor) -> Tensor:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-    task, distance = task.contiguous(), distance.contiguous()
-    if task.numel():
-        z, (*strides, inner) = _with_axes(logits)
-        arrays, options = _arguments(z, labels, keep, class_weight, objective)
-        rows, C = task.numel(), logits.shape[-1]
-        to = gradient, rows * C, inner * C, C, 1
-        options["MOVES"] = moves(objective, len(logits))
-        smoothing = objective.label_smoothing
-        _write_gradient[(rows,)](z, *strides, inner, *to, *arrays, kept, task, distance, smoothing, **options)
+    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
+    if n := task.numel():
+        rows, arrays, constants = _arguments(inputs)
+        C, inner, terms = gradient.shape[-1], rows[-1], (task.contiguous(), distance.contiguous())
+        to = gradient, n * C, inner * C, C, 1
+        smoothing = inputs.objective.label_smoothing
+        _write_gradient[(n,)](*rows, *to, *arrays, kept, *terms, smoothing, MOVES=inputs.moves, **constants)
     return gradient
 
 
-def _with_axes(logits: Tensor) -> tuple[Tensor, tuple[int, int, int, int, int]]:
-    """Logits, copied if it takes more than two axes; strides of passes, rows and classes, and the inner axis."""
-    axes = row_axes(logits)
-    if axes is None:
-        logits = logits.contiguous()
-        axes = row_axes(logits)
-        assert axes is not None
-    (_, inner), (outer_stride, inner_stride) = axes
-    return logits, (logits.stride(0), outer_stride, inner_stride, logits.stride(-1), inner)
+def _strided(rows: Rows) -> tuple[Tensor, int, int, int, int, int]:
+    """Logits, the strides of passes, rows and classes, and the length of the inner axis of rows."""
+    logits, _, inner, outer_stride, inner_stride = rows
+    return logits, logits.stride(0), outer_stride, inner_stride, logits.stride(-1), inner
 
 
-def _arguments(
-    logits: Tensor, labels: Tensor | None, keep: Tensor | None, class_weight: Tensor | None, objective: Objective
-) -> tuple[list[Tensor], dict[str, Any]]:
-    """Labels, soft labels, mask and weights, with the logits in place of what is missing; and the constants."""
-    soft = labels is not None and labels.is_floating_point()
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], list[Tensor], dict[str, Any]]:
+    """The rows; ids, soft labels, mask and weights, with the logits in place of what is missing; the constants."""
+    rows = _strided(rows_of(inputs.logits))
+    logits, ids, target, mask, weight = rows[0], inputs.ids, inputs.target, inputs.mask, inputs.weight
     M, C = len(logits), logits.shape[-1]
     MP = triton.next_power_of_2(M)
     block = min(triton.next_power_of_2(C), max(LARGEST_TILE // MP, 16))
-    arrays = [
-        logits if labels is None or soft else labels.long().contiguous(),
-        labels.float().contiguous() if labels is not None and soft else logits,
-        logits if keep is None else keep.contiguous().view(torch.uint8),
-        logits if class_weight is None else class_weight.float().contiguous(),
-    ]
+    given = ids, target, None if mask is None else mask.view(torch.uint8), weight
     constants = {
         "C": C,
         "M": M,
         "MP": MP,
         "BLOCK": block,
-        "DIVERGENCE": get_args(Divergence).index(objective.divergence),
-        "IDS": labels is not None and not soft,
-        "SOFT": soft,
-        "KEEP": keep is not None,
-        "WEIGHT": class_weight is not None,
-        "SMOOTH": objective.label_smoothing > 0,
+        "DIVERGENCE": inputs.divergence,
+        "IDS": ids is not None,
+        "SOFT": target is not None,
+        "KEEP": mask is not None,
+        "WEIGHT": weight is not None,
+        "SMOOTH": inputs.objective.label_smoothing > 0,
         "num_warps": 8 if MP * block >= 4096 else 4,
     }
-    return arrays, constants
-
-
-def moves(objective: Objective, passes: int) -> int:
-    """The passes into which the divergence sends a gradient, one bit for each."""
-    return sum(1 << k for k in range(passes) if objective.moves(k))
+    return rows, [logits if array is None else array for array in given], constants
