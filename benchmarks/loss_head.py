@@ -3,8 +3,9 @@
     python benchmarks/loss_head.py [--rows 1024] [--classes 32000] [--passes 2] [--dtype float32] [--device cpu]
 
 Compared are the snippet that most people paste (`tests/plain_programs.py`), `torch.compile` of it, this package's
-implementations, and a plain copy of the logits, the least that writing the gradients can cost. The rounds are
-interleaved, so that a busy machine slows all programs alike; quote the ratios, not the milliseconds. Peak memory is
+implementations, with fresh gradients and in place, and two copies of the logits: into fresh memory, the least that
+fresh gradients can cost, and into memory that is in use, the least of in-place ones. The rounds are interleaved, so that
+a busy machine slows all programs alike; quote the ratios, which are of one round, not the milliseconds. Peak memory is
 that of a fresh process for each program: the growth of the resident set from the moment the inputs are there (on a GPU,
 the allocator's peak).
 """
@@ -27,10 +28,20 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from plain_programs import snippet
 from rdrop import rdrop_loss
-from rdrop.kernels import native
+from rdrop.kernels import choose
 from rdrop.toolkit.environment import machine
 
-PROGRAMS = ("snippet", "compiled snippet", "reference", "fused", "native")
+PROGRAMS = {
+    "snippet": None,
+    "compiled snippet": None,
+    "reference": {"impl": "reference"},
+    "fused": {"impl": "fused"},
+    "native": {"impl": "native"},
+    "native in place": {"impl": "native", "inplace": True},
+    "triton": {"impl": "triton"},
+    "triton in place": {"impl": "triton", "inplace": True},
+}
+"""Options of `rdrop_loss`, or none for a program of others."""
 
 
 def program(name: str, logits: Tensor, labels: Tensor) -> Callable[[], None]:
@@ -46,7 +57,7 @@ def program(name: str, logits: Tensor, labels: Tensor) -> Callable[[], None]:
     else:
 
         def step() -> None:
-            rdrop_loss(logits.detach().requires_grad_(), labels, impl=name).loss.backward()
+            rdrop_loss(logits.detach().requires_grad_(), labels, **PROGRAMS[name]).loss.backward()
 
     return step
 
@@ -68,10 +79,13 @@ def wait(device: str) -> None:
 def measure_times(options: argparse.Namespace) -> dict[str, list[float]]:
     """Milliseconds of each round of each program."""
     logits, labels = inputs(options)
+    values, used = logits.clone(), torch.empty_like(logits)
     steps = {name: program(name, logits, labels) for name in PROGRAMS if _runs(name, logits)}
-    steps["copy"] = lambda: logits.clone()
+    steps["copy, fresh memory"] = lambda: logits.clone()
+    steps["copy, used memory"] = lambda: used.copy_(logits)
     for step in steps.values():
         step()
+        logits.copy_(values)
     times: dict[str, list[float]] = {name: [] for name in steps}
     for turn in range(options.rounds):
         for name, step in steps.items():
@@ -80,16 +94,21 @@ def measure_times(options: argparse.Namespace) -> dict[str, list[float]]:
             step()
             wait(options.device)
             times[name].append(1e3 * (time.perf_counter() - start))
+            logits.copy_(values)  # where they were overwritten
         print(f"\rround {turn + 1}/{options.rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
     return times
 
 
 def _runs(name: str, logits: Tensor) -> bool:
-    """Whether a program can do this: the snippet knows two passes, and the kernel in C++ the CPU."""
-    if name == "native":
-        return native.refusal(logits) is None
-    return len(logits) == 2 or "snippet" not in name
+    """Whether a program can do this: the snippet knows two passes, a kernel its device."""
+    if (settings := PROGRAMS[name]) is None:
+        return len(logits) == 2
+    try:
+        choose(settings["impl"], logits)
+    except ValueError:
+        return False
+    return True
 
 
 def peak_mib(options: argparse.Namespace, name: str) -> float:
@@ -124,7 +143,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--peak-of", choices=PROGRAMS, help=argparse.SUPPRESS)
+    parser.add_argument("--peak-of", choices=list(PROGRAMS), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.peak_of:
         print(json.dumps(peak_mib(options, options.peak_of)))
@@ -132,20 +151,22 @@ def main() -> None:
     times = measure_times(options)
     peaks = {}
     for name in times:
-        if name != "copy":
+        if name in PROGRAMS:
             command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
             peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     size = 2**-20 * options.passes * options.rows * options.classes * getattr(torch, options.dtype).itemsize
     print(f"{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
     print(f"M = {options.passes}, N = {options.rows}, C = {options.classes}, {options.dtype}: logits {size:.0f} MiB")
-    print(f"{'program':18}{'median ms':>10}{'spread ms':>16}{'vs fused':>10}{'peak MiB':>10}{'vs fused':>10}")
-    median = {name: statistics.median(values) for name, values in times.items()}
+    columns = ["snippet", "compiled snippet", "copy, fresh memory", "copy, used memory"]
+    columns = [name for name in columns if name in times]
+    print(f"{'program':20}{'median ms':>10}{'spread ms':>18}{'peak MiB':>10}", "time as a ratio to", sep="  ")
+    print(" " * 58, *(f"{name:>20}" for name in columns))
     for name, values in times.items():
-        spread = f"{min(values):.1f} .. {max(values):.1f}"
-        peak = f"{peaks[name]:10.0f}{peaks[name] / peaks['fused']:10.2f}" if name in peaks else ""
-        # A ratio of the same round: what slowed one slowed the other.
-        ratio = statistics.median(a / b for a, b in zip(values, times["fused"], strict=True))
-        print(f"{name:18}{median[name]:10.1f}{spread:>16}{ratio:10.2f}{peak}")
+        spread = f"{min(values):.3f} .. {max(values):.3f}"
+        peak = f"{peaks[name]:10.0f}" if name in peaks else 10 * " "
+        # Ratios of the same round: what slowed one slowed the other.
+        ratios = (statistics.median(a / b for a, b in zip(values, times[other], strict=True)) for other in columns)
+        print(f"{name:20}{statistics.median(values):10.3f}{spread:>18}{peak}", *(f"{ratio:20.3f}" for ratio in ratios))
 
 
 if __name__ == "__main__":

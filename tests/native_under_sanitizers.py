@@ -66,12 +66,19 @@ def exercise(library: Path) -> int:
         kept = np.empty((rows, 3 * passes + 2), dtype=np.float32)
         task, distance = np.empty(rows, dtype=np.float32), np.empty(rows, dtype=np.float32)
         gradient = np.empty_like(logits)
-        for smoothing, out in itertools.product((0.0, 0.1), (0, gradient.ctypes.data)):
+        dense = rows * classes, rows, 0, classes
+        at = (
+            (kept.ctypes.data, 0),
+            (kept.ctypes.data, gradient.ctypes.data),
+            (0, gradient.ctypes.data),
+            (0, logits.ctypes.data),
+        )
+        for smoothing, (state, out) in itertools.product((0.0, 0.1), at):
             wrong = native.rows(
                 name, 1, half, passes, divergence, 2**passes - 1, smoothing, (1, rows, classes), logits.ctypes.data,
                 (rows * classes, 0, classes),
                 (*((0, target.ctypes.data) if soft else (labels.ctypes.data, 0)), keep.ctypes.data, weight.ctypes.data),
-                kept.ctypes.data, (task.ctypes.data, distance.ctypes.data), out,
+                state, (task.ctypes.data, distance.ctypes.data), (0.5, 0.1), (out, *dense),
             )  # fmt: skip
             assert wrong == -1
             calls += 1

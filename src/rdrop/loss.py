@@ -38,6 +38,7 @@ def rdrop_loss(
     divergence: Divergence = "symmetric_kl",
     stop_gradient: StopGradient | None = None,
     impl: Impl = "auto",
+    inplace: bool = False,
 ) -> RDropOutput:
     """R-Drop's objective on the logits of M passes over one batch.
 
@@ -75,6 +76,11 @@ def rdrop_loss(
             inside the divergence. `rest`: all passes but the first are.
         impl: `reference`, `fused`, `native` (on CPUs), `triton` (on CUDA) or `auto`; `rdrop.kernels.choose` says what
             `auto` takes and why.
+        inplace: Let the gradient of the logits take their place: no memory of their size is needed, and none is touched
+            for the first time. From the call on their memory belongs to the loss: it is safe where nothing else reads
+            them, such as a metric, or the backward of the operation that made them. (Of a linear layer it does not; of
+            a tanh or a softmax it does, and autograd says so.) The gradient of `loss` can be had once, times any
+            factor. Not inside activation checkpointing that the logits come into from outside.
 
     Returns:
         `loss`, `task_loss` and `divergence`, all with gradients: scalars, or `(B, ...)` with reduction `none`.
@@ -111,9 +117,8 @@ def rdrop_loss(
     if uniform and logits.device.type == "cpu" and not torch.compiler.is_compiling():
         weight = alpha.item() if isinstance(alpha, Tensor) else alpha
         foretold = (0.0 if labels is None else 1 / float(by), weight / float(by))
-    task, distance = rows(
-        logits, labels, keep, class_weight if label_weight is None else None, objective, foretold=foretold
-    )
+    row_weight = class_weight if label_weight is None else None
+    task, distance = rows(logits, labels, keep, row_weight, objective=objective, foretold=foretold, inplace=inplace)
     if label_weight is not None:
         task = task * label_weight.to(task.dtype)
     task, distance = (_reduction.reduce(values, reduction, by) for values in (task, distance))
@@ -170,6 +175,7 @@ class RDropLoss(nn.Module):
         divergence: As for `rdrop_loss`.
         stop_gradient: As for `rdrop_loss`.
         impl: As for `rdrop_loss`.
+        inplace: As for `rdrop_loss`.
 
     Examples:
         >>> import torch, rdrop
@@ -196,6 +202,7 @@ class RDropLoss(nn.Module):
         divergence: Divergence = "symmetric_kl",
         stop_gradient: StopGradient | None = None,
         impl: Impl = "auto",
+        inplace: bool = False,
     ) -> None:
         super().__init__()
         self.schedule = alpha if callable(alpha) else constant(alpha)
@@ -205,6 +212,7 @@ class RDropLoss(nn.Module):
         self.ignore_index = ignore_index
         self.reduction: Reduction = reduction
         self.impl: Impl = impl
+        self.inplace = inplace
         self.current_step = 0
         self.register_buffer("class_weight", class_weight)
 
@@ -240,6 +248,7 @@ class RDropLoss(nn.Module):
             divergence=self.objective.divergence,
             stop_gradient=self.objective.stop_gradient,
             impl=self.impl,
+            inplace=self.inplace,
         )
 
     def extra_repr(self) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -18,13 +16,6 @@ from rdrop.options import Objective
 triton_rows = pytest.importorskip("rdrop.kernels.triton_rows", reason="triton is not installed")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-
-
-@pytest.fixture(autouse=True)
-def quiet() -> Iterator[None]:
-    """Triton's interpreter is made of NumPy, which tells of infinities."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.mark.parametrize("tile", [16, 64, 8192])

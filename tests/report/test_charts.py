@@ -68,6 +68,22 @@ def test_a_single_evaluation_is_no_curve(summary: Summary) -> None:
     assert learning_chart(last, summary.metrics[1]) is not None
 
 
+def test_one_arm_with_a_curve_among_points_is_no_comparison(summary: Summary) -> None:
+    """Longer training is evaluated twice where the others are evaluated once."""
+    one, key = summary.metrics[0], f"eval_{summary.metrics[0].name}"
+    points = [
+        run
+        if run.arm == "longer" or key not in run.curves
+        else run.model_copy(
+            update={"curves": {key: Curve(steps=run.curves[key].steps[-1:], values=run.curves[key].values[-1:])}}
+        )
+        for run in summary.runs
+    ]
+    assert learning_chart(summary.model_copy(update={"runs": points}), one) is None
+    alone = summary.model_copy(update={"runs": [run for run in summary.runs if run.arm == "longer"]})
+    assert learning_chart(alone, one) is not None
+
+
 def test_the_best_end_depends_on_the_direction_of_the_metric(summary: Summary) -> None:
     for metric, best in ((summary.metrics[0], max), (summary.metrics[1], min)):
         chart = learning_chart(summary, metric)

@@ -15,25 +15,25 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rdrop.kernels import fused, native, reference, two_walks
-from rdrop.kernels.inputs import Inputs
+from rdrop.kernels import differentiable, fused, native, reference
 from rdrop.options import Objective
 
 Impl = Literal["auto", "reference", "fused", "native", "triton"]
 
 
-def _triton(*inputs: Any, foretold: tuple[float, float] | None = None) -> tuple[Tensor, Tensor]:
+def _triton(*inputs: Tensor | None, objective: Objective, **options: Any) -> tuple[Tensor, Tensor]:
     """The kernels in Triton, which are imported when they are first called."""
     from rdrop.kernels import triton_elements, triton_rows
 
-    kernel: two_walks.Kernel = triton_rows if Inputs(*inputs).objective.kind == "categorical" else triton_elements
-    return two_walks.rows(kernel, *inputs, foretold=foretold)
+    kernel: differentiable.Kernel = triton_rows if objective.kind == "categorical" else triton_elements
+    rows: Callable[..., tuple[Tensor, Tensor]] = partial(differentiable.rows, kernel)
+    return rows(*inputs, objective=objective, **options)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": reference.rows,
-    "fused": fused.rows,
-    "native": partial(two_walks.rows, native),
+    "fused": partial(differentiable.rows, fused),
+    "native": partial(differentiable.rows, native),
     "triton": _triton,
 }
 

@@ -26,6 +26,7 @@ typedef struct {
     int64_t classes, label;
     const float *z[MAX_PASSES], *soft, *weight;
     float *gradient[MAX_PASSES];
+    const float *next[MAX_PASSES]; /* the row after this one, to be brought into the cache meanwhile; or NULL */
     float smoothing, task_rate, distance_rate; /* the rates are the gradients of the two terms */
     float task, distance;
     float z_tail[MAX_PASSES][16], gradient_tail[MAX_PASSES][16], soft_tail[16], weight_tail[16]; /* what does not fill a vector */
@@ -83,9 +84,11 @@ typedef struct {
     Py_ssize_t outer, inner, classes; /* rows are outer * inner, the two axes that most strides can be brought down to */
     Py_ssize_t logits, pass_stride, outer_stride, inner_stride;
     Py_ssize_t labels, soft, keep, weight; /* int64 (rows), float (rows, classes), bool (rows), float (classes); or 0 */
-    Py_ssize_t kept;                       /* float (rows, 3 passes + 2): what walk 3 needs to know */
-    Py_ssize_t task, distance;             /* float (rows): the terms to write, */
-    Py_ssize_t gradient;                   /* or with this, like the logits but dense, their gradients to read */
+    Py_ssize_t kept;                       /* float (rows, 3 passes + 2): what walk 3 needs to know; 0 if all walks are made at once */
+    Py_ssize_t task, distance;             /* float (rows): the terms, or for walk 3 alone, their gradients */
+    double task_rate, distance_rate;       /* their gradients for all walks at once, the same in every row */
+    Py_ssize_t gradient;                   /* like the logits, which it may be; 0 if it is not asked for */
+    Py_ssize_t gradient_pass_stride, gradient_inner, gradient_outer_stride, gradient_inner_stride;
 } Call;
 
 static const Py_ssize_t FINE = -1, NO_MEMORY = -2;
@@ -115,16 +118,18 @@ static int do_row(const Call *call, const Walks *walks, Row *row, Py_ssize_t i, 
 {
     const Py_ssize_t classes = call->classes, size = call->half ? sizeof(uint16_t) : sizeof(float);
     const Py_ssize_t from = i / call->inner * call->outer_stride + i % call->inner * call->inner_stride;
-    const Py_ssize_t rows = call->outer * call->inner;
+    const Py_ssize_t to = i / call->gradient_inner * call->gradient_outer_stride + i % call->gradient_inner * call->gradient_inner_stride;
+    const int read_terms = call->gradient && call->kept;
     float *task = (float *)call->task + i, *distance = (float *)call->distance + i;
+    float *kept = call->kept ? (float *)call->kept + i * (3 * call->passes + 2) : NULL;
     const char *z[MAX_PASSES];
     char *gradient[MAX_PASSES];
     for (int k = 0; k < call->passes; k++) {
         z[k] = (const char *)call->logits + (k * call->pass_stride + from) * size;
-        gradient[k] = (char *)call->gradient + (k * rows + i) * classes * size;
+        gradient[k] = (char *)call->gradient + (k * call->gradient_pass_stride + to) * size;
     }
     if (call->keep && !((const uint8_t *)call->keep)[i]) {
-        if (!call->gradient) *task = *distance = 0;
+        if (!read_terms) *task = *distance = 0;
         for (int k = 0; k < call->passes && call->gradient; k++) memset(gradient[k], 0, classes * size);
         return 1;
     }
@@ -137,18 +142,21 @@ static int do_row(const Call *call, const Walks *walks, Row *row, Py_ssize_t i, 
         if (call->half) walks->widen((const uint16_t *)z[k], scratch + k * classes, classes);
         row->z[k] = call->half ? scratch + k * classes : (const float *)z[k];
         row->gradient[k] = call->half ? scratch + k * classes : (float *)gradient[k];
+        row->next[k] = (const float *)z[k] + call->inner_stride;
     }
-    float *kept = (float *)call->kept + i * (3 * call->passes + 2);
-    if (!call->gradient) {
+    if (read_terms) {
+        restore_state(row, kept);
+        row->task_rate = *task;
+        row->distance_rate = *distance;
+    } else {
         walks->measure(row);
-        keep_state(row, kept);
+        if (kept) keep_state(row, kept);
         *task = row->task;
         *distance = row->distance;
-        return 1;
+        row->task_rate = (float)call->task_rate;
+        row->distance_rate = (float)call->distance_rate;
     }
-    restore_state(row, kept);
-    row->task_rate = *task;
-    row->distance_rate = *distance;
+    if (!call->gradient) return 1;
     walks->write_gradient(row);
     for (int k = 0; k < call->passes && call->half; k++)
         walks->narrow(row->gradient[k], (uint16_t *)gradient[k], classes);
@@ -211,10 +219,11 @@ static PyObject *rows(PyObject *self, PyObject *args)
     (void)self;
     Call call;
     const char *name;
-    if (!PyArg_ParseTuple(args, "siiiiId(nnn)n(nnn)(nnnn)n(nn)n", &name, &call.threads, &call.half, &call.passes, &call.divergence,
+    if (!PyArg_ParseTuple(args, "siiiiId(nnn)n(nnn)(nnnn)n(nn)(dd)(nnnnn)", &name, &call.threads, &call.half, &call.passes, &call.divergence,
                           &call.moves, &call.smoothing, &call.outer, &call.inner, &call.classes, &call.logits, &call.pass_stride,
                           &call.outer_stride, &call.inner_stride, &call.labels, &call.soft, &call.keep, &call.weight, &call.kept,
-                          &call.task, &call.distance, &call.gradient))
+                          &call.task, &call.distance, &call.task_rate, &call.distance_rate, &call.gradient,
+                          &call.gradient_pass_stride, &call.gradient_inner, &call.gradient_outer_stride, &call.gradient_inner_stride))
         return NULL;
     const Walks *walks = NULL;
     for (int set = 0; set < SET_COUNT; set++)

@@ -261,6 +261,7 @@ INLINE void NAME(write_gradient)(Row *row, int M, int divergence)
             if (M > 1) g += bend[k] * p[k] * (s[k] - row->mean_score[k]);
             if (M > 1 && linear) g += pull[k] * (p[k] - anchor);
             NAME(store)(row->gradient[k], row->gradient_tail[k], c, row->classes, g);
+            __builtin_prefetch(row->next[k] + c, 0, 2);
         }
     }
     const int64_t rest = row->classes % WIDTH;

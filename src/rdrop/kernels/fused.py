@@ -8,9 +8,7 @@ target weights of a row, and row gradients `task` and `distance` from above, the
 where the scores s, the anchor and the weights c, w belong to the divergence (`_Chunk.slope`). For two passes and the
 symmetric Kullback-Leibler divergence this is the gradient that follows from eq. 2 and 4 of the paper.
 
-Backward can read the logits again and write each chunk of the gradient once. On a CPU forward does it already, while a
-chunk is in the cache, where the caller can foretell the row gradients up to a common factor, as for a mean or a sum.
-Backward then only checks that they came as foretold.
+The gradient may take the place of the logits: a chunk is read before it is written.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ import torch
 from torch import Tensor
 
 from rdrop.divergences import squared_difference, two_classes
-from rdrop.kernels import reference
+from rdrop.kernels.inputs import Inputs
 from rdrop.options import Objective
 from rdrop.task_losses import cross_entropy, soft_targets, squared_error
 
@@ -32,96 +30,46 @@ CHUNK = {"cpu": 1 << 20, "cuda": 1 << 25}
 """Logits in a chunk: what stays in a CPU's cache; on a GPU, what keeps it busy."""
 
 
-def rows(
-    logits: Tensor,
-    labels: Tensor | None,
-    keep: Tensor | None,
-    class_weight: Tensor | None,
-    objective: Objective,
-    foretold: tuple[float, float] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Task loss and divergence of each position, as `rdrop.kernels.reference.rows` defines them.
-
-    `foretold` are the gradients of both terms that every row will get in backward, if they are known up to a factor.
-    """
-    if keep is not None and keep.device.type == "cpu" and keep.all():
-        keep = None
-    prepared = None
-    # A gradient in half precision could underflow before a loss scale multiplies it.
-    if foretold and logits.requires_grad and torch.is_grad_enabled() and logits.dtype in (torch.float32, torch.float64):
-        prepared = _Prepared(*foretold)
-    return _Rows.apply(logits, labels, keep, class_weight, objective, prepared)  # type: ignore[no-any-return]
+def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
+    """Both terms of each position; the gradient needs to know nothing more."""
+    return *_walk(inputs, None, None), inputs.logits.new_empty(0)
 
 
-class _Prepared:
-    """A gradient of the logits that is there before backward, and the row gradients that it is for."""
-
-    def __init__(self, task: float, distance: float) -> None:
-        self.foretold = task, distance
-        self.gradient: Tensor | None = None
-
-    def take(self, *came: Tensor) -> Tensor | None:
-        """Hand out the gradient, once, if the row gradients `came` as foretold up to a common factor."""
-        gradient, self.gradient = self.gradient, None
-        if gradient is None or came[0].numel() == 0:
-            return gradient
-        ranges = [[end.item() for end in rows.aminmax()] for rows in came]
-        factor = next((ends[0] / f for ends, f in zip(ranges, self.foretold, strict=True) if f), 1.0)
-        near = 8 * torch.finfo(came[0].dtype).eps * abs(factor)
-        if not all(
-            abs(end - factor * f) <= near * f for ends, f in zip(ranges, self.foretold, strict=True) for end in ends
-        ):
-            return None
-        return gradient if abs(factor - 1) <= near else gradient.mul_(factor)
+def measure_and_write(inputs: Inputs, foretold: tuple[float, float], out: Tensor) -> tuple[Tensor, Tensor]:
+    """Both terms of each position, and the gradient of the logits, each chunk while it is in the cache."""
+    return _walk(inputs, foretold, out)
 
 
-class _Rows(torch.autograd.Function):
-    """The pair of forward and backward that autograd sees."""
+def write_gradient(
+    inputs: Inputs,
+    kept: Tensor,  # noqa: ARG001
+    task: Tensor,
+    distance: Tensor,
+    out: Tensor,
+) -> None:
+    """The gradient of the logits, given those of both terms."""
+    logits, labels, keep, class_weight, objective = inputs
+    memory = _Memory(torch.promote_types(logits.dtype, torch.float32), logits.device)
+    for (z, g), (y, k, t, d) in _chunks(task.shape, (logits, out), (labels, keep, task, distance)):
+        _Chunk(z, y, k, class_weight, objective, memory).write_gradient(t, d, g)
 
-    @staticmethod
-    def forward(
-        logits: Tensor,
-        labels: Tensor | None,
-        keep: Tensor | None,
-        class_weight: Tensor | None,
-        objective: Objective,
-        prepared: _Prepared | None,
-    ) -> tuple[Tensor, Tensor]:
-        dtype = torch.promote_types(logits.dtype, torch.float32)
-        positions = logits.shape[1:-1] if objective.kind == "categorical" else logits.shape[1:]
-        task, distance = (logits.new_zeros(positions, dtype=dtype) for _ in range(2))
-        gradient = None if prepared is None else torch.empty_like(logits)
-        memory = _Memory(dtype, logits.device)
-        for (z, out), (y, k, t, d) in _chunks(positions, (logits, gradient), (labels, keep, task, distance)):
-            chunk = _Chunk(z, y, k, class_weight, objective, memory)
-            for term, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
-                if values is not None:
-                    term.copy_(values if k is None else torch.where(k, values, 0))
-            if prepared is not None:
-                expected = t.new_tensor(prepared.foretold).unsqueeze(-1).expand(2, len(t))
-                chunk.write_gradient(expected[0], expected[1], out)
-        if prepared is not None:
-            prepared.gradient = gradient
-        return task, distance
 
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:  # noqa: ARG004
-        *tensors, ctx.objective, ctx.prepared = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, task: Tensor, distance: Tensor) -> tuple[Tensor | None, ...]:
-        logits, labels, keep, class_weight = ctx.saved_tensors
-        if torch.is_grad_enabled():  # create_graph=True: a gradient that has a gradient itself is autograd's business
-            differentiable = reference.gradient(logits, labels, keep, class_weight, ctx.objective, task, distance)
-            return differentiable, *[None] * 5
-        gradient = None if ctx.prepared is None else ctx.prepared.take(task, distance)
-        if gradient is None:
-            gradient = torch.empty_like(logits)
-            memory = _Memory(torch.promote_types(logits.dtype, torch.float32), logits.device)
-            for (z, out), (y, k, t, d) in _chunks(task.shape, (logits, gradient), (labels, keep, task, distance)):
-                _Chunk(z, y, k, class_weight, ctx.objective, memory).write_gradient(t, d, out)
-        return gradient, *[None] * 5
+def _walk(inputs: Inputs, foretold: tuple[float, float] | None, out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Both terms of each position, and for foretold gradients of the terms that of the logits."""
+    logits, labels, keep, class_weight, objective = inputs
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    positions = logits.shape[1:-1] if objective.kind == "categorical" else logits.shape[1:]
+    task, distance = (logits.new_zeros(positions, dtype=dtype) for _ in range(2))
+    memory = _Memory(dtype, logits.device)
+    for (z, g), (y, k, t, d) in _chunks(positions, (logits, out), (labels, keep, task, distance)):
+        chunk = _Chunk(z, y, k, class_weight, objective, memory)
+        for term, values in ((t, chunk.task_loss()), (d, chunk.divergence())):
+            if values is not None:
+                term.copy_(values if k is None else torch.where(k, values, 0))
+        if foretold is not None:
+            expected = t.new_tensor(foretold).unsqueeze(-1).expand(2, len(t))
+            chunk.write_gradient(expected[0], expected[1], g)
+    return task, distance
 
 
 class _Memory:

@@ -1,4 +1,4 @@
-"""The rows in C++, on a CPU: forward reads the logits once, backward reads them again and writes the gradient.
+"""The rows in C++, on a CPU: terms and gradient of a row at once, while it is in the cache, or in two walks.
 
 `_native.cpp` and `_row.h` hold the loops; this module finds the addresses. The extension is optional: where the package
 was installed without a compiler, `refusal` says so and `rdrop.kernels` takes another implementation.
@@ -47,7 +47,7 @@ def refusal(logits: Tensor | None = None, objective: Objective | None = None) ->
 
 
 def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Task loss and divergence of each position, and what the gradient needs to know."""
+    """Both terms of each position, and what the gradient needs to know."""
     positions = inputs.logits.shape[1:-1]
     task, distance = (torch.empty(positions) for _ in range(2))
     kept = torch.empty(*positions, 3 * len(inputs.logits) + 2)
@@ -55,16 +55,29 @@ def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return task, distance, kept
 
 
-def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor) -> Tensor:
+def measure_and_write(inputs: Inputs, foretold: tuple[float, float], out: Tensor) -> tuple[Tensor, Tensor]:
+    """Both terms of each position, and the gradient of the logits, each row while it is in the cache."""
+    task, distance = (torch.empty(inputs.logits.shape[1:-1]) for _ in range(2))
+    _run(inputs, None, task, distance, out, foretold)
+    return task, distance
+
+
+def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, out: Tensor) -> None:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
-    _run(inputs, kept, task.contiguous(), distance.contiguous(), gradient)
-    return gradient
+    _run(inputs, kept, task.contiguous(), distance.contiguous(), out)
 
 
-def _run(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, gradient: Tensor | None) -> None:
-    """Call the extension; `task` and `distance` are written, or read as gradients where `gradient` is written."""
+def _run(
+    inputs: Inputs,
+    kept: Tensor | None,
+    task: Tensor,
+    distance: Tensor,
+    out: Tensor | None,
+    foretold: tuple[float, float] = (0.0, 0.0),
+) -> None:
+    """Call the extension; `task` and `distance` are written, or with both `kept` and `out` read as gradients."""
     logits, *sizes, outer_stride, inner_stride = rows_of(inputs.logits, classes_side_by_side=True)
+    to = None if out is None else rows_of(out, classes_side_by_side=True)
     # Named, so that they live as long as the extension works on them.
     ids, target, mask, weight = inputs.ids, inputs.target, inputs.mask, inputs.weight
     classes = logits.shape[-1]
@@ -82,7 +95,8 @@ def _run(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, gradient:
         (_address(ids), _address(target), _address(mask), _address(weight)),
         _address(kept),
         (_address(task), _address(distance)),
-        _address(gradient),
+        foretold,
+        (0, 0, 1, 0, 0) if to is None else (_address(to.logits), to.logits.stride(0), *to[2:]),
     )
     if wrong >= 0:
         assert ids is not None
@@ -90,6 +104,8 @@ def _run(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, gradient:
             f"the label of position {wrong} is {ids.flatten()[wrong]}; expected a class id in 0..{classes - 1}, or "
             "ignore_index for a position that does not count"
         )
+    if out is not None and to is not None and to.logits is not out:
+        out.copy_(to.logits)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -16,7 +16,9 @@ def rows(
     keep: Tensor | None,
     class_weight: Tensor | None,
     objective: Objective,
+    *,
     foretold: tuple[float, float] | None = None,  # noqa: ARG001
+    inplace: bool = False,  # noqa: ARG001
 ) -> tuple[Tensor, Tensor]:
     """Task loss and divergence of each position; 0 where `keep` is false, whatever stands there.
 
@@ -28,6 +30,7 @@ def rows(
         objective: The options.
         foretold: The gradients of both terms that every row will get in backward, if they are known up to a common
             factor; an implementation may prepare for them, and must not rely on them.
+        inplace: Whether the gradient of the logits may take their place, for implementations that can do it.
 
     Returns:
         Two tensors `(*positions)` in float32, or in float64 for float64 logits.

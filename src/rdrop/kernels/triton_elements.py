@@ -117,11 +117,13 @@ def write_gradient(
     kept: Tensor,  # noqa: ARG001
     task: Tensor,
     distance: Tensor,
-) -> Tensor:
+    out: Tensor,
+) -> None:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
-    _run(inputs, task.contiguous(), distance.contiguous(), gradient)
-    return gradient
+    dense = out.contiguous()
+    _run(inputs, task.contiguous(), distance.contiguous(), dense)
+    if dense is not out:
+        out.copy_(dense)
 
 
 def _run(inputs: Inputs, task: Tensor, distance: Tensor, gradient: Tensor | None) -> None:

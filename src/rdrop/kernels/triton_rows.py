@@ -168,7 +168,7 @@ def _measure(
 @triton.jit
 def _write_gradient(
     z_ptr, pass_stride, outer_stride, inner_stride, class_stride, inner,
-    g_ptr, g_pass_stride, g_outer_stride, g_inner_stride, g_class_stride,
+    g_ptr, g_pass_stride, g_outer_stride, g_inner_stride, g_class_stride, g_inner,
     labels_ptr, soft_ptr, keep_ptr, weight_ptr, kept_ptr, task_ptr, distance_ptr, smoothing,
     C: tl.constexpr, M: tl.constexpr, MP: tl.constexpr, BLOCK: tl.constexpr, DIVERGENCE: tl.constexpr,
     IDS: tl.constexpr, SOFT: tl.constexpr, KEEP: tl.constexpr, WEIGHT: tl.constexpr, SMOOTH: tl.constexpr,
@@ -177,7 +177,7 @@ def _write_gradient(
     """The gradient of a row, given those of both terms; it may overwrite the logits."""
     row = tl.program_id(0).to(tl.int64)
     z_ptr += row // inner * outer_stride + row % inner * inner_stride
-    g_ptr += row // inner * g_outer_stride + row % inner * g_inner_stride
+    g_ptr += row // g_inner * g_outer_stride + row % g_inner * g_inner_stride
     LINEAR: tl.constexpr = DIVERGENCE == SYMMETRIC_KL or DIVERGENCE == KL
     k = tl.arange(0, MP)
     there = k < M
@@ -259,16 +259,15 @@ def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     return task, distance, kept
 
 
-def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor) -> Tensor:
+def write_gradient(inputs: Inputs, kept: Tensor, task: Tensor, distance: Tensor, out: Tensor) -> None:
     """The gradient of the logits, given those of both terms."""
-    gradient = torch.empty_like(inputs.logits, memory_format=torch.contiguous_format)
     if n := task.numel():
         rows, arrays, constants = _arguments(inputs)
-        C, inner, terms = gradient.shape[-1], rows[-1], (task.contiguous(), distance.contiguous())
-        to = gradient, n * C, inner * C, C, 1
+        to, terms = _strided(rows_of(out)), (task.contiguous(), distance.contiguous())
         smoothing = inputs.objective.label_smoothing
         _write_gradient[(n,)](*rows, *to, *arrays, kept, *terms, smoothing, MOVES=inputs.moves, **constants)
-    return gradient
+        if to[0] is not out:
+            out.copy_(to[0])
 
 
 def _strided(rows: Rows) -> tuple[Tensor, int, int, int, int, int]:

@@ -114,7 +114,7 @@ def learning_chart(summary: Summary, metric: Metric) -> Chart | None:
         metric: One of its metrics; the curve `eval_<name>` is drawn.
 
     Returns:
-        The chart, or None where no run has such a curve, or none was evaluated more than once.
+        The chart, or None where no run has such a curve, or hardly one was evaluated more than once.
     """
     shown = metric_format(summary, metric)
     lines = _lines(summary, f"eval_{metric.name}", shown.factor)
@@ -126,7 +126,8 @@ def _learning_chart(
     key: str, shown: MetricFormat, lines: Sequence[_Line], best: Callable[..., _Line] | None
 ) -> Chart | None:
     """The chart of a learning curve; `best` picks the line with the best end, where that is known."""
-    if all(len(line.steps) == 1 for line in lines):  # evaluated at the end alone, which the table tells
+    curves = sum(len(line.steps) > 1 for line in lines)
+    if curves == 0 or curves == 1 < len(lines):  # evaluated at the end alone, which the table tells
         return None
     ends = [f"{line.name} {number(float(line.mean[-1]), shown.decimals)}{shown.percent_sign}" for line in lines]
     finding = f"At the last evaluation: {', '.join(ends)}."
