@@ -3,11 +3,11 @@
     python benchmarks/loss_head.py [--rows 1024] [--classes 32000] [--passes 2] [--dtype float32] [--device cpu]
 
 Compared are the snippet that most people paste (`tests/plain_programs.py`), `torch.compile` of it, this package's
-implementations, with fresh gradients and in place, and two copies of the logits: into fresh memory, the least that
-fresh gradients can cost, and into memory that is in use, the least of in-place ones. The rounds are interleaved, so that
-a busy machine slows all programs alike; quote the ratios, which are of one round, not the milliseconds. Peak memory is
-that of a fresh process for each program: the growth of the resident set from the moment the inputs are there (on a GPU,
-the allocator's peak).
+implementations, with gradients of their own and in place, and two copies of the logits: into fresh memory, and into
+memory that is in use, the least that reading logits and writing a gradient can cost. The rounds are interleaved, so
+that a busy machine slows all programs alike; quote the ratios, which are of one round, not the milliseconds. Peak
+memory is that of a fresh process for each program: the growth of the resident set from the moment the inputs are there
+(on a GPU, the allocator's peak).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from rdrop.toolkit.environment import machine
 PROGRAMS = {
     "snippet": None,
     "compiled snippet": None,
-    "reference": {"impl": "reference"},
     "fused": {"impl": "fused"},
     "native": {"impl": "native"},
     "native in place": {"impl": "native", "inplace": True},
     "triton": {"impl": "triton"},
     "triton in place": {"impl": "triton", "inplace": True},
+    "reference": {"impl": "reference"},
 }
 """Options of `rdrop_loss`, or none for a program of others."""
 

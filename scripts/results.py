@@ -23,7 +23,7 @@ EVIDENCE = ROOT / "evidence"
 PAGE = ROOT / "docs" / "results.md"
 REPORTS = "reports"
 METHOD = "## How it was done"
-PACKAGES = ["torch", "transformers", "timm"]
+PACKAGES = ["rdrop", "torch", "transformers", "timm"]
 SHOWN = 2  # metrics with their differences; the reports have all of them
 
 

@@ -55,7 +55,7 @@ def test_that_check_can_fail() -> None:
 
 def test_the_library_can_be_read_in_an_afternoon() -> None:
     """What there is to know; the fast kernels compute the same again, and each can be read alone."""
-    assert sum(lines_of_code(path) for path in LIBRARY if path not in FAST) < 1500
+    assert sum(lines_of_code(path) for path in LIBRARY if path not in FAST) < 2000
     assert all(len(path.read_text().splitlines()) < 400 for path in FAST)
 
 

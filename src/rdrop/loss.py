@@ -327,11 +327,9 @@ def _check_values(
     if objective.kind != "categorical" or logits.numel() == 0:
         return
     classes = logits.shape[-1]
-    if labels is not None and not labels.is_floating_point():
-        wrong = (labels < 0) | (labels >= classes)
-        keep = _reduction.counted_positions(labels, mask, ignore_index)
-        wrong = wrong if keep is None else wrong & keep
-        if wrong.any():
+    if labels is not None and not labels.is_floating_point() and labels.numel():
+        low, high = labels.aminmax()
+        if (low < 0 or high >= classes) and (wrong := _wrong_labels(labels, mask, classes, ignore_index)).any():
             where = tuple(int(i) for i in wrong.nonzero()[0])
             raise ValueError(
                 f"labels{list(where)} is {int(labels[where])}; expected a class id in 0..{classes - 1}, or "
@@ -345,3 +343,10 @@ def _check_values(
             ProbabilitiesWarning,
             stacklevel=4,
         )
+
+
+def _wrong_labels(labels: Tensor, mask: Tensor | None, classes: int, ignore_index: int | None) -> Tensor:
+    """Positions that count and whose label is no class."""
+    wrong = (labels < 0) | (labels >= classes)
+    keep = _reduction.counted_positions(labels, mask, ignore_index)
+    return wrong if keep is None else wrong & keep

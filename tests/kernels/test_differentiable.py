@@ -149,14 +149,14 @@ def test_what_in_place_cannot_give_is_said(impl: Any) -> None:
     for function in (lambda out: out.task_loss, lambda out: out.loss + out.divergence):
         out = rdrop_loss(small_logits().requires_grad_() * 1, LABELS, impl=impl, inplace=True)
         with pytest.raises(RuntimeError, match="through another combination of task_loss and divergence"):
-            function(out).backward()
+            function(out).backward()  # type: ignore[no-untyped-call]
     loss = rdrop_loss(small_logits().requires_grad_() * 1, LABELS, impl=impl, inplace=True).loss
     loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
     with pytest.raises(RuntimeError, match="Backward came a second time"):
         loss.backward()  # type: ignore[no-untyped-call]
     logits = small_logits().requires_grad_() * 1
     for reduction in ("mean", "none"):
-        out = rdrop_loss(logits, LABELS, impl=impl, inplace=True, reduction=reduction)  # type: ignore[arg-type]
+        out = rdrop_loss(logits, LABELS, impl=impl, inplace=True, reduction=reduction)
         with pytest.raises(RuntimeError, match="with create_graph=True"):
             torch.autograd.grad(out.loss.sum(), logits, create_graph=True)
 
@@ -168,7 +168,7 @@ def test_autograd_finds_out_who_else_needs_the_logits(impl: Any, reduction: Any)
     logits = small_logits().requires_grad_().tanh()
     out = rdrop_loss(logits, LABELS, impl=impl, inplace=True, reduction=reduction)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        out.loss.sum().backward()
+        out.loss.sum().backward()  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize("impl", ALL)

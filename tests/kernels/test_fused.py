@@ -10,7 +10,8 @@ from torch import Tensor
 
 from allocations import LargestTensors
 from rdrop import rdrop_loss
-from rdrop.kernels import available, choose, fused
+from rdrop.kernels import available, choose, fused, native
+from rdrop.options import Objective
 
 
 def big_tensors(impl: Any, logits: Tensor, labels: Tensor, **options: Any) -> int:
@@ -59,8 +60,12 @@ def test_the_cut_does_not_show(chunk: int, kind: Any, monkeypatch: pytest.Monkey
 
 
 def test_the_choice_is_told() -> None:
-    assert choose("auto").name == "fused"
-    assert "row chunks" in choose("auto").reason
+    double = choose("auto", torch.zeros(2, 3, 4).double())
+    assert double.name == "fused"
+    assert "row chunks" in double.reason
+    assert "the logits are torch.float64" in double.reason
+    assert choose("auto", torch.zeros(2, 3, 4)).name == ("fused" if native.refusal() else "native")
+    assert choose("auto", torch.zeros(2, 3), objective=Objective("regression")).name == "fused"
     assert choose("reference") == ("reference", "asked for by name")
     wants = torch.zeros(3, requires_grad=True)
     assert choose("auto", labels=wants) == ("reference", "labels require a gradient, which only autograd has")

@@ -57,7 +57,7 @@ def choose(
     Raises:
         ValueError: If the name is unknown, or if that implementation cannot serve the call.
 
-    >>> choose("auto").name
+    >>> choose("auto", torch.zeros(2, 8, 10, dtype=torch.float64)).name
     'fused'
     """
     if impl != "auto" and impl not in IMPLEMENTATIONS:
@@ -81,7 +81,11 @@ def choose(
         return Choice("reference", f"{' and '.join(needs_autograd)} require a gradient, which only autograd has")
     if torch.compiler.is_compiling():
         return Choice("reference", "torch.compile fuses the formulas itself")
-    return Choice("fused", "closed-form gradients in row chunks, no full-size temporary")
+    if (reason := native.refusal(logits, objective)) is None:
+        return Choice("native", "the fastest on a CPU")
+    return Choice(
+        "fused", f"closed-form gradients in row chunks, no full-size temporary; native cannot serve: {reason}"
+    )
 
 
 def available() -> dict[str, str]:

@@ -26,7 +26,7 @@ typedef struct {
     int64_t classes, label;
     const float *z[MAX_PASSES], *soft, *weight;
     float *gradient[MAX_PASSES];
-    const float *next[MAX_PASSES]; /* the row after this one, to be brought into the cache meanwhile; or NULL */
+    const float *next[MAX_PASSES]; /* the row after this one, a hint for the cache that may point anywhere */
     float smoothing, task_rate, distance_rate; /* the rates are the gradients of the two terms */
     float task, distance;
     float z_tail[MAX_PASSES][16], gradient_tail[MAX_PASSES][16], soft_tail[16], weight_tail[16]; /* what does not fill a vector */

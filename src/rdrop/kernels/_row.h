@@ -6,9 +6,9 @@
  *     2. sums of exponentials, mean scores and divergence, and what smoothed or soft labels need
  *     3. the gradient
  *
- * The first reads the row from memory, the others find it in the cache. Sums run in WIDTH lanes over a block of the row,
- * and from block to block in double. The formulas are those of `rdrop.kernels.fused`. Beyond the end of a row stand
- * impossible classes, with logits of -inf, which add nothing anywhere.
+ * The first reads the row from memory, the others find it in the cache and meanwhile have the next row brought there.
+ * Sums run in WIDTH lanes over a block of the row, and from block to block in double. The formulas are those of
+ * `rdrop.kernels.fused`. Beyond the end of a row stand impossible classes, with logits of -inf, which add nothing anywhere.
  */
 
 #define INLINE static inline __attribute__((always_inline)) TARGET
@@ -157,6 +157,7 @@ INLINE void NAME(measure)(Row *row, int M, int divergence)
         for (int64_t c = start; c < end; c += WIDTH) {
             NAME(read)(row, M, c, x, e);
             for (int k = 0; k < M; k++) totals[k] += e[k];
+            if (M > 1) __builtin_prefetch(row->next[0] + c, 0, 2); /* the other passes follow in walk 3 */
             if (M > 1 && linear) {
                 NAME(linear_scores)(row, M, divergence, c, e, s);
                 for (int k = 0; k < M; k++) scores[k] += e[k] * s[k];
@@ -261,7 +262,7 @@ INLINE void NAME(write_gradient)(Row *row, int M, int divergence)
             if (M > 1) g += bend[k] * p[k] * (s[k] - row->mean_score[k]);
             if (M > 1 && linear) g += pull[k] * (p[k] - anchor);
             NAME(store)(row->gradient[k], row->gradient_tail[k], c, row->classes, g);
-            __builtin_prefetch(row->next[k] + c, 0, 2);
+            if (M == 1 || k) __builtin_prefetch(row->next[k] + c, 0, 2);
         }
     }
     const int64_t rest = row->classes % WIDTH;
