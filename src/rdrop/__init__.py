@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from rdrop import schedule as schedule
     from rdrop.diagnostics import ConsistencyGap, consistency_gap
     from rdrop.errors import NoEffectWarning
+    from rdrop.linear_loss import linear_rdrop_loss
     from rdrop.loss import RDropLoss, RDropOutput, divergence, rdrop_loss
     from rdrop.passes import NotBatched, PassPlan, explain_passes, forward_passes
     from rdrop.stochastic import StochasticLayer, set_dropout, stochastic_layers
@@ -29,6 +30,7 @@ __all__ = [
     "divergence",
     "explain_passes",
     "forward_passes",
+    "linear_rdrop_loss",
     "rdrop_loss",
     "schedule",
     "set_dropout",
@@ -40,6 +42,7 @@ __version__ = version("rdrop")
 _HOME = {
     "diagnostics": ("ConsistencyGap", "consistency_gap"),
     "errors": ("NoEffectWarning",),
+    "linear_loss": ("linear_rdrop_loss",),
     "loss": ("RDropLoss", "RDropOutput", "divergence", "rdrop_loss"),
     "passes": ("NotBatched", "PassPlan", "explain_passes", "forward_passes"),
     "stochastic": ("StochasticLayer", "set_dropout", "stochastic_layers"),

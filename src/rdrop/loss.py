@@ -97,6 +97,65 @@ def rdrop_loss(
         [0.7908, 0.41, 0.3808]
         >>> out.loss.backward()
     """
+    plan = plan_reduction(
+        logits, labels, alpha, kind, ignore_index, mask, class_weight, label_smoothing, reduction, normalizer,
+        divergence, stop_gradient,
+    )  # fmt: skip
+    rows = IMPLEMENTATIONS[choose(impl, logits, labels, class_weight, plan.objective).name]
+    foretold = plan.foretold() if logits.device.type == "cpu" and not torch.compiler.is_compiling() else None
+    task, distance = rows(
+        logits, labels, plan.keep, plan.class_weight, objective=plan.objective, foretold=foretold, inplace=inplace
+    )
+    task, distance = plan.reduce(plan.weigh(task)), plan.reduce(distance)
+    return RDropOutput(alpha * distance if labels is None else task + alpha * distance, task, distance)
+
+
+class ReductionPlan(NamedTuple):
+    """What becomes of the terms of the positions, settled and checked before they are computed."""
+
+    objective: Objective
+    reduction: Reduction
+    alpha: float | Tensor
+    labelled: bool
+    keep: Tensor | None
+    """Positions that count, or None for all."""
+    by: Tensor | float
+    """What the sum over positions is divided by."""
+    class_weight: Tensor | None
+    label_weight: Tensor | None
+    """For the binary kind, whose labels have each their weight."""
+
+    def foretold(self) -> tuple[float, float] | None:
+        """The gradients of both terms at every position, up to a factor; None if they are not all the same."""
+        if self.reduction == "none" or self.label_weight is not None:
+            return None
+        weight = self.alpha.item() if isinstance(self.alpha, Tensor) else self.alpha
+        return 1 / float(self.by) if self.labelled else 0.0, weight / float(self.by)
+
+    def weigh(self, task: Tensor) -> Tensor:
+        """The task loss of positions with the weights of labels."""
+        return task if self.label_weight is None else task * self.label_weight.to(task.dtype)
+
+    def reduce(self, values: Tensor) -> Tensor:
+        """The mean or sum of a term over positions, or the positions themselves."""
+        return _reduction.reduce(values, self.reduction, self.by)
+
+
+def plan_reduction(
+    logits: Tensor,
+    labels: Tensor | None,
+    alpha: float | Tensor,
+    kind: Kind,
+    ignore_index: int | None,
+    mask: Tensor | None,
+    class_weight: Tensor | None,
+    label_smoothing: float,
+    reduction: Reduction,
+    normalizer: float | Tensor | None,
+    divergence: Divergence,
+    stop_gradient: StopGradient | None,
+) -> ReductionPlan:
+    """Check the arguments of `rdrop_loss`, and settle which positions count and what a mean is over."""
     if not isinstance(alpha, Tensor):
         check_alpha(alpha)
     objective = Objective(kind, divergence, stop_gradient, label_smoothing)
@@ -108,21 +167,10 @@ def rdrop_loss(
     _check_tensors(logits, labels, mask, class_weight, objective, ignore_index)
     soft = kind == "categorical" and labels is not None and labels.is_floating_point()
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
-    label_weight = class_weight if kind == "binary" else None
-    rows = IMPLEMENTATIONS[choose(impl, logits, labels, class_weight, objective).name]
     positions = logits.shape[1:-1] if kind == "categorical" else logits.shape[1:]
     by = _reduction.divisor(positions.numel(), keep, reduction, normalizer)
-    uniform = reduction != "none" and label_weight is None  # every row will have the same gradient, up to a factor
-    foretold = None
-    if uniform and logits.device.type == "cpu" and not torch.compiler.is_compiling():
-        weight = alpha.item() if isinstance(alpha, Tensor) else alpha
-        foretold = (0.0 if labels is None else 1 / float(by), weight / float(by))
-    row_weight = class_weight if label_weight is None else None
-    task, distance = rows(logits, labels, keep, row_weight, objective=objective, foretold=foretold, inplace=inplace)
-    if label_weight is not None:
-        task = task * label_weight.to(task.dtype)
-    task, distance = (_reduction.reduce(values, reduction, by) for values in (task, distance))
-    return RDropOutput(alpha * distance if labels is None else task + alpha * distance, task, distance)
+    weights = (None, class_weight) if kind == "binary" else (class_weight, None)
+    return ReductionPlan(objective, reduction, alpha, labels is not None, keep, by, *weights)
 
 
 def divergence(
@@ -341,7 +389,7 @@ def _check_values(
             "the logits look like probabilities (the first row is non-negative and sums to 1): rdrop_loss applies the "
             "softmax itself, so pass the model's raw scores",
             ProbabilitiesWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

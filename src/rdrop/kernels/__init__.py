@@ -21,20 +21,26 @@ from rdrop.options import Objective
 Impl = Literal["auto", "reference", "fused", "native", "triton"]
 
 
-def _triton(*inputs: Tensor | None, objective: Objective, **options: Any) -> tuple[Tensor, Tensor]:
-    """The kernels in Triton, which are imported when they are first called."""
-    from rdrop.kernels import triton_elements, triton_rows
+def kernel(name: str, objective: Objective) -> differentiable.Kernel:
+    """The kernel of this name; those in Triton are imported when they are first asked for."""
+    if name == "triton":
+        from rdrop.kernels import triton_elements, triton_rows
 
-    kernel: differentiable.Kernel = triton_rows if objective.kind == "categorical" else triton_elements
-    rows: Callable[..., tuple[Tensor, Tensor]] = partial(differentiable.rows, kernel)
+        return triton_rows if objective.kind == "categorical" else triton_elements
+    return native if name == "native" else fused
+
+
+def _rows(name: str, *inputs: Tensor | None, objective: Objective, **options: Any) -> tuple[Tensor, Tensor]:
+    """The rows of a kernel."""
+    rows: Callable[..., tuple[Tensor, Tensor]] = partial(differentiable.rows, kernel(name, objective))
     return rows(*inputs, objective=objective, **options)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
     "reference": reference.rows,
-    "fused": partial(differentiable.rows, fused),
-    "native": partial(differentiable.rows, native),
-    "triton": _triton,
+    "fused": partial(_rows, "fused"),
+    "native": partial(_rows, "native"),
+    "triton": partial(_rows, "triton"),
 }
 
 
