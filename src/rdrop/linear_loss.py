@@ -36,8 +36,8 @@ def linear_rdrop_loss(
 
     The logits are `cap(logit_scale * (hidden @ weight.T + bias))` with `cap(z) = softcap * tanh(z / softcap)`, and
     the three numbers and all gradients are those of `rdrop_loss` on them, up to rounding. Memory: the gradients of
-    hidden states and weight, and one chunk. The gradients of weight and bias are summed up in float32, in the same order
-    every time. On a CPU, positions that do not count cost nothing.
+    hidden states and weight, and one chunk. The gradients of weight and bias are summed up in float32, in the same
+    order every time. On a CPU, positions that do not count cost nothing.
 
     The gradients are made in forward; backward through `loss`, as a mean or a sum, multiplies them by a factor.
     Backward through `task_loss` or `divergence`, and with reduction `none`, makes the logits a second time.

@@ -215,7 +215,7 @@ continuation: {tokens: 2}
 training: {epochs: 2, batch_size: 16, learning_rate: 0.01, device: cpu}
 compare: {arms: [plain, rdrop], seeds: [0], samples: 3}
 """)
-    assert run("mine.yaml", "--alphas", "1", "--dropouts", "0,0.5", "--jobs", "1") == 0
+    assert run("mine.yaml", "--alphas", "1", "--dropouts", "0.2,0.5", "--jobs", "1") == 0
     out, shown = Path("rdrop-runs/mine-sweep-1"), capsys.readouterr()
     assert len([line for line in shown.err.splitlines() if ", seed 1: perplexity" in line]) == 4
     swept = Sweep.model_validate_json((out / "sweep.json").read_text())

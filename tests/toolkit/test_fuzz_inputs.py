@@ -34,7 +34,7 @@ from rdrop.toolkit.task import Splits, Task
 from rdrop.toolkit.tasks import task_of
 from rdrop.toolkit.train import build_model, planned_steps
 
-EXAMPLES = int(os.environ.get("RDROP_FUZZ_EXAMPLES", "40"))
+EXAMPLES = int(os.environ.get("RDROP_FUZZ_EXAMPLES", "150"))
 RUN = ["training.steps=1", "compare.samples=2", "training.device=cpu"]
 SECONDS = 60  # of one example, far more than any needs; other work may share the machine
 

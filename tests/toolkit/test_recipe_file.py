@@ -143,6 +143,10 @@ data: 7
             "rdrop.alpha: 3",
             "my.yaml:1:1: rdrop.alpha is written as one key; write the section rdrop: and alpha:",
         ),
+        (
+            "task: language-modeling\ndata: {train: a.txt}\nmodel: {layers: 1000000}",
+            "my.yaml:3:17: model.layers: got 1000000, expected a whole number, at least 1, at most 1000",
+        ),
         ("rdrop: {alpha: .nan}", "my.yaml:1:16: rdrop.alpha: got nan, expected a number, at least 0"),
         ("rdrop: {alpha: -.inf}", "my.yaml:1:16: rdrop.alpha: got -inf, expected a number, at least 0"),
         (
@@ -313,7 +317,7 @@ STARTS = ["training:\n  ", "rdrop: ", "compare: {", "data:\n  train_size: "]
 PIECES = st.sampled_from([*MARKS, *VALUES, *STARTS, *KEYS])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     cut=st.integers(0, 4000),
     skipped=st.integers(0, 30),

@@ -18,6 +18,7 @@ SplitName = Literal["validation", "test"]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
+Layers = Annotated[int, Field(ge=1, le=1000)]
 
 
 def fault(message: str, *keys: str) -> PydanticCustomError:

@@ -606,7 +606,7 @@ def mutated(draw: st.DrawFn) -> tuple[str, bytes]:
     return name, data
 
 
-@settings(max_examples=1000, deadline=10_000)  # milliseconds: no mutation makes the reader hang
+@settings(max_examples=2000, deadline=10_000)  # milliseconds: no mutation makes the reader hang
 @given(file=mutated(), quoting=st.sampled_from(["auto", "none", "double"]), skip=st.booleans())
 @example(file=("a.csv", b'text,label\n"a\n'), quoting="auto", skip=True)
 @example(file=("a.jsonl", b'{"text": "\\ud800", "label": 1}'), quoting="auto", skip=False)

@@ -21,7 +21,7 @@ from transformers import (
 from rdrop.errors import UserError
 from rdrop.stochastic import randomness_off
 from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, quiet_loading, saved_weights
-from rdrop.toolkit.recipe import Model, Rate, Section, fault
+from rdrop.toolkit.recipe import Layers, Model, Rate, Section, fault
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -35,7 +35,7 @@ class CausalModel(Model):
         "GPT-2 from scratch, of the sizes below.",
     )
     width: Count = Field(default=128, description="Length of a token's vector in a model from scratch.")
-    layers: Count = Field(default=4, description="Layers of a model from scratch.")
+    layers: Layers = Field(default=4, description="Layers of a model from scratch.")
     heads: Count = Field(
         default=4, description="Attention heads in a layer of a model from scratch; they share the width evenly."
     )

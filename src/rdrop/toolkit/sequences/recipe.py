@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from rdrop.toolkit.data.file_data import TableData
-from rdrop.toolkit.recipe import Model, Rate, Recipe, Training, fault
+from rdrop.toolkit.recipe import Layers, Model, Rate, Recipe, Training, fault
 from rdrop.toolkit.sequences.generated_text import Generation
 
 
@@ -44,8 +44,8 @@ class SequenceModel(Model):
         default=8000, description="Tokens of the vocabulary that source and target share (byte-pair encoding)."
     )
     d_model: Annotated[int, Field(ge=2)] = Field(default=256, description="Width of the network.")
-    encoder_layers: Annotated[int, Field(ge=1)] = Field(default=3, description="Layers of the encoder.")
-    decoder_layers: Annotated[int, Field(ge=1)] = Field(default=3, description="Layers of the decoder.")
+    encoder_layers: Layers = Field(default=3, description="Layers of the encoder.")
+    decoder_layers: Layers = Field(default=3, description="Layers of the decoder.")
     heads: Annotated[int, Field(ge=1)] = Field(default=4, description="Attention heads of each layer.")
     ffn_dim: Annotated[int, Field(ge=1)] = Field(default=1024, description="Width inside the feed-forward layers.")
     dropout: Rate | None = Field(

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoTokenizer, BertConfig, PreTrainedTokeni
 
 from rdrop.errors import UserError
 from rdrop.toolkit.pretrained import apply_dropout, from_pretrained, load_weights, saved_weights
-from rdrop.toolkit.recipe import Model, fault
+from rdrop.toolkit.recipe import Layers, Model, fault
 from rdrop.toolkit.text.vocabulary import BOS, EOS, train_vocabulary
 
 Count = Annotated[int, Field(ge=1)]
@@ -32,7 +32,7 @@ class EncoderModel(Model):
         description="Tokens of the vocabulary that a model from scratch learns from the training examples.",
     )
     width: Count = Field(default=128, description="Length of a token's vector in a model from scratch.")
-    layers: Count = Field(default=2, description="Layers of a model from scratch.")
+    layers: Layers = Field(default=2, description="Layers of a model from scratch.")
     heads: Count = Field(
         default=2, description="Attention heads in a layer of a model from scratch; they share the width evenly."
     )
