@@ -4,22 +4,17 @@
 
 Compared are the snippet that most people paste (`tests/plain_programs.py`), `torch.compile` of it, this package's
 implementations, with gradients of their own and in place, and two copies of the logits: into fresh memory, and into
-memory that is in use, the least that reading logits and writing a gradient can cost. The rounds are interleaved, so
-that a busy machine slows all programs alike; quote the ratios, which are of one round, not the milliseconds. Peak
-memory is that of a fresh process for each program: the growth of the resident set from the moment the inputs are there
-(on a GPU, the allocator's peak).
+memory that is in use, the least that reading logits and writing a gradient can cost. `side_by_side.py` says how it is
+measured.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from plain_programs import snippet
 from rdrop import rdrop_loss
 from rdrop.kernels import choose
-from rdrop.toolkit.environment import machine
+from side_by_side import add_arguments, compare
 
-PROGRAMS = {
+PROGRAMS: dict[str, dict[str, Any] | None] = {
     "snippet": None,
     "compiled snippet": None,
     "fused": {"impl": "fused"},
@@ -46,20 +41,18 @@ PROGRAMS = {
 
 def program(name: str, logits: Tensor, labels: Tensor) -> Callable[[], None]:
     """One step of the named program: fresh leaves, forward, backward into fresh gradients."""
-    rows = logits.shape[1]
-    if "snippet" in name:
-        function = torch.compile(snippet) if "compiled" in name else snippet
+    rows, settings = logits.shape[1], PROGRAMS[name]
+    function: Callable[..., Tensor] = torch.compile(snippet) if "compiled" in name else snippet
 
-        def step() -> None:
-            # Two separate leaves: the best case for the snippet, whose gradients then need not be stacked.
-            first, second = (z.detach().requires_grad_() for z in logits)
-            function(first, second, labels, 1.0 / rows).backward()
-    else:
+    def others() -> None:
+        # Two separate leaves: the best case for the snippet, whose gradients then need not be stacked.
+        first, second = (z.detach().requires_grad_() for z in logits)
+        function(first, second, labels, 1.0 / rows).backward()  # type: ignore[no-untyped-call]
 
-        def step() -> None:
-            rdrop_loss(logits.detach().requires_grad_(), labels, **PROGRAMS[name]).loss.backward()
+    def ours() -> None:
+        rdrop_loss(logits.detach().requires_grad_(), labels, **settings or {}).loss.backward()  # type: ignore[no-untyped-call]
 
-    return step
+    return others if settings is None else ours
 
 
 def inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
@@ -70,37 +63,7 @@ def inputs(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     return logits.to(options.device, getattr(torch, options.dtype)), labels.to(options.device)
 
 
-def wait(device: str) -> None:
-    """Wait for a GPU."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-
-
-def measure_times(options: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds of each round of each program."""
-    logits, labels = inputs(options)
-    values, used = logits.clone(), torch.empty_like(logits)
-    steps = {name: program(name, logits, labels) for name in PROGRAMS if _runs(name, logits)}
-    steps["copy, fresh memory"] = lambda: logits.clone()
-    steps["copy, used memory"] = lambda: used.copy_(logits)
-    for step in steps.values():
-        step()
-        logits.copy_(values)
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.rounds):
-        for name, step in steps.items():
-            wait(options.device)
-            start = time.perf_counter()
-            step()
-            wait(options.device)
-            times[name].append(1e3 * (time.perf_counter() - start))
-            logits.copy_(values)  # where they were overwritten
-        print(f"\rround {turn + 1}/{options.rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
-    return times
-
-
-def _runs(name: str, logits: Tensor) -> bool:
+def runs(name: str, logits: Tensor) -> bool:
     """Whether a program can do this: the snippet knows two passes, a kernel its device."""
     if (settings := PROGRAMS[name]) is None:
         return len(logits) == 2
@@ -111,62 +74,34 @@ def _runs(name: str, logits: Tensor) -> bool:
     return True
 
 
-def peak_mib(options: argparse.Namespace, name: str) -> float:
-    """Growth of memory during one step, in this process."""
-    logits, labels = inputs(options)
-    tiny = program(name, logits[:, :2, :8].contiguous(), labels[:2] % 8)
-    tiny()
-    if name == "compiled snippet":  # so that compiling does not count
-        program(name, logits[:, :8].contiguous(), labels[:8])()
-    if options.device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        program(name, logits, labels)()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-    before = _resident_kib("VmRSS")
-    program(name, logits, labels)()
-    return (_resident_kib("VmHWM") - before) / 2**10
-
-
-def _resident_kib(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
-
-
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1024)
-    parser.add_argument("--classes", type=int, default=32_000)
-    parser.add_argument("--passes", type=int, default=2)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float16", "float64"])
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--peak-of", choices=list(PROGRAMS), help=argparse.SUPPRESS)
+    add_arguments(parser, rounds=15)
     options = parser.parse_args()
-    if options.peak_of:
-        print(json.dumps(peak_mib(options, options.peak_of)))
-        return
-    times = measure_times(options)
-    peaks = {}
-    for name in times:
-        if name in PROGRAMS:
-            command = [sys.executable, __file__, *sys.argv[1:], "--peak-of", name]
-            peaks[name] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-    size = 2**-20 * options.passes * options.rows * options.classes * getattr(torch, options.dtype).itemsize
-    print(f"{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"M = {options.passes}, N = {options.rows}, C = {options.classes}, {options.dtype}: logits {size:.0f} MiB")
-    columns = ["snippet", "compiled snippet", "copy, fresh memory", "copy, used memory"]
-    columns = [name for name in columns if name in times]
-    print(f"{'program':20}{'median ms':>10}{'spread ms':>18}{'peak MiB':>10}", "time as a ratio to", sep="  ")
-    print(" " * 58, *(f"{name:>20}" for name in columns))
-    for name, values in times.items():
-        spread = f"{min(values):.3f} .. {max(values):.3f}"
-        peak = f"{peaks[name]:10.0f}" if name in peaks else 10 * " "
-        # Ratios of the same round: what slowed one slowed the other.
-        ratios = (statistics.median(a / b for a, b in zip(values, times[other], strict=True)) for other in columns)
-        print(f"{name:20}{statistics.median(values):10.3f}{spread:>18}{peak}", *(f"{ratio:20.3f}" for ratio in ratios))
+    logits, labels = inputs(options)
+
+    def warm_up(name: str) -> None:
+        program(name, logits[:, :2, :8].contiguous(), labels[:2] % 8)()
+        if name == "compiled snippet":  # so that compiling does not count
+            program(name, logits[:, :8].contiguous(), labels[:8])()
+
+    baselines, restore = {}, lambda: None
+    if not options.peak_of:
+        values, used = logits.clone(), torch.empty_like(logits)
+        baselines = {"copy, fresh memory": lambda: logits.clone(), "copy, used memory": lambda: used.copy_(logits)}
+        restore = lambda: logits.copy_(values)  # noqa: E731
+    size = logits.nbytes / 2**20
+    compare(
+        options,
+        f"M = {options.passes}, N = {options.rows}, C = {options.classes}, {options.dtype}: logits {size:.0f} MiB",
+        lambda name: program(name, logits, labels),
+        [name for name in PROGRAMS if runs(name, logits)],
+        ["snippet", "compiled snippet", *baselines],
+        warm_up=warm_up,
+        baselines=baselines,
+        restore=restore,
+    )
 
 
 if __name__ == "__main__":

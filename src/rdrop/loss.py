@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -282,22 +282,22 @@ class RDropLoss(nn.Module):
         normalizer: float | Tensor | None = None,
     ) -> RDropOutput:
         """Apply `rdrop_loss` with the alpha of the current step."""
-        return rdrop_loss(
-            logits,
-            labels,
-            alpha=self.current_alpha,
-            kind=self.objective.kind,
-            ignore_index=self.ignore_index,
-            mask=mask,
-            class_weight=self.class_weight,
-            label_smoothing=self.objective.label_smoothing,
-            reduction=self.reduction,
-            normalizer=normalizer,
-            divergence=self.objective.divergence,
-            stop_gradient=self.objective.stop_gradient,
-            impl=self.impl,
-            inplace=self.inplace,
-        )
+        return rdrop_loss(logits, labels, mask=mask, normalizer=normalizer, inplace=self.inplace, **self.options)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What `rdrop_loss` and `linear_rdrop_loss` take, with the alpha of the current step."""
+        return {
+            "alpha": self.current_alpha,
+            "kind": self.objective.kind,
+            "ignore_index": self.ignore_index,
+            "class_weight": self.class_weight,
+            "label_smoothing": self.objective.label_smoothing,
+            "reduction": self.reduction,
+            "divergence": self.objective.divergence,
+            "stop_gradient": self.objective.stop_gradient,
+            "impl": self.impl,
+        }
 
     def extra_repr(self) -> str:
         """Options in the module's printed form."""

@@ -22,26 +22,10 @@ from transformers import (
     TrainingArguments,
 )
 
+from hf_training import arguments, logged
 from rdrop import rdrop_loss, schedule
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from tagging import WORDS, B, C, T, Tagger, sentences
-
-
-def arguments(folder: Path, **options: Any) -> TrainingArguments:
-    defaults: dict[str, Any] = {
-        "per_device_train_batch_size": 8,
-        "max_steps": 3,
-        "learning_rate": 1e-2,
-        "lr_scheduler_type": "constant",
-        "max_grad_norm": 0.0,
-        "logging_steps": 1,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
-    }
-    return TrainingArguments(str(folder), **(defaults | options))
 
 
 def trained(folder: Path, model: nn.Module, rdrop: RDropConfig | None, rows: Any = None, **options: Any) -> Trainer:
@@ -52,10 +36,6 @@ def trained(folder: Path, model: nn.Module, rdrop: RDropConfig | None, rows: Any
         trainer = RDropTrainer(model, arguments(folder, **options), rdrop=rdrop, **data)
     trainer.train()
     return trainer
-
-
-def logged(trainer: Trainer, name: str) -> list[float]:
-    return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
 @pytest.mark.parametrize("passes", [1, 2])

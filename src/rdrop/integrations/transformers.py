@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,13 +13,17 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
 from rdrop.kernels import Impl
-from rdrop.loss import RDropLoss
+from rdrop.kernels.linear import logits_of as logits_of_head
+from rdrop.linear_loss import linear_rdrop_loss
+from rdrop.loss import RDropLoss, RDropOutput
 from rdrop.options import Divergence, Kind, StopGradient
 from rdrop.passes import Strategy, forward_passes
 from rdrop.schedule import Schedule, follow_learning_rate
 
 IGNORE_INDEX = -100  # the label that the Trainer leaves out of its count of items
+LARGE_LOGITS = 1 << 27  # bytes of logits of all passes from which on they are made in chunks
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class RDropConfig:
         divergence: What ties the passes together, see `rdrop.divergence`.
         stop_gradient: Passes that are held constant inside the divergence.
         impl: Implementation of the loss, see `rdrop.rdrop_loss`.
+        linear_head: Whether the loss of a language model is computed on its hidden states, with
+            `rdrop.linear_rdrop_loss`, so that the logits of a batch never exist as a whole. None: where they would take
+            128 MiB or more, and the model's head is understood. True: always, and an error where it is not understood.
 
     >>> RDropConfig(alpha=5.0).passes
     2
@@ -51,6 +60,7 @@ class RDropConfig:
     divergence: Divergence = "symmetric_kl"
     stop_gradient: StopGradient | None = None
     impl: Impl = "auto"
+    linear_head: bool | None = None
 
     def __post_init__(self) -> None:
         if self.alpha_follows_learning_rate and callable(self.alpha):
@@ -136,6 +146,7 @@ class RDropTrainer(Trainer):
         # The Trainer counts the labels of all micro-batches of a step, and leaves the loss undivided, for
         # losses that use that count. Ours does, whatever the model's forward takes; evaluation goes by the
         # model again.
+        self._head: LanguageHead | str | None = None  # why not, or not looked for yet
         self._forward_takes_count = self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs = True
         self._parts = _Parts()
@@ -186,16 +197,19 @@ class RDropTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
         batch, labels, shift = self._split_labels(inputs)
-        outputs = self.answers(model, batch)
-        logits = logits_of(outputs)
         if shift:
-            logits, labels = logits[..., :-1, :], labels[..., 1:]
+            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
+        head = None if return_outputs else self._language_head(batch, labels)
+        with nullcontext() if head is None else head.left_out():
+            outputs = self.answers(model, batch)
+        logits = logits_of(outputs)  # or what the head makes them of
+        objective = partial(self._objective, head, logits, labels)
         self.rdrop_loss.current_step = self.state.global_step
         share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)  # unset until training starts
         count: Tensor | float | None = num_items_in_batch
         if count is None:
             # A mean over this micro-batch, which the Trainer divides by the number of micro-batches.
-            result, weight = self.rdrop_loss(logits, labels), share
+            result, weight = objective(), share
             loss = result.loss
         else:
             if self.rdrop.kind == "categorical" and labels.is_floating_point():
@@ -204,11 +218,11 @@ class RDropTrainer(Trainer):
             ranks = 1
             if self.args.average_tokens_across_devices:
                 ranks = self.accelerator.num_processes // self.get_tp_size()
-            result, weight = self.rdrop_loss(logits, labels, normalizer=count), float(ranks)
+            result, weight = objective(normalizer=count), float(ranks)
             loss = result.loss * ranks
         self._parts.add(result.task_loss, result.divergence, self.rdrop_loss.current_alpha, weight, share)
         if self.rdrop.passes > 1 and self.rdrop.kind == "categorical" and self._logs_after_this_step():
-            self._parts.compare(logits.detach(), labels)
+            self._parts.compare(_choices(head, logits.detach()), labels)
         return (loss, outputs) if return_outputs else loss
 
     def answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
@@ -262,6 +276,43 @@ class RDropTrainer(Trainer):
             batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
         return (batch, labels, self._shifts_labels) if shifted is None else (batch, shifted, False)
 
+    def _language_head(self, batch: dict[str, Any], labels: Tensor) -> LanguageHead | None:
+        """The head that makes a model's logits, if the loss is to be computed on what it gets."""
+        wanted, model = self.rdrop.linear_head, self.accelerator.unwrap_model(self.model)
+        if wanted is False or (wanted is None and not self._has_large_logits(model, labels)):
+            return None
+        if self._head is None:
+            if self.rdrop.kind != "categorical":
+                self._head = f"the objective is {self.rdrop.kind}"
+            elif type(self).answers is not RDropTrainer.answers:
+                self._head = f"{type(self).__name__} makes passes of its own"
+            else:
+                self._head = find_language_head(model, batch)
+        if isinstance(self._head, LanguageHead):
+            return self._head
+        if wanted:
+            raise ValueError(
+                f"linear_head is True, but the loss cannot be computed on hidden states: {self._head}. Leave it at None"
+            )
+        return None
+
+    def _has_large_logits(self, model: Any, labels: Tensor) -> bool:
+        """Whether the logits of all passes at these labels take much memory."""
+        layer = output_embeddings(model)[1]
+        if type(layer) is not nn.Linear or labels.is_floating_point():
+            return False
+        logits = self.rdrop.passes * labels.numel() * layer.out_features
+        return logits * layer.weight.element_size() >= LARGE_LOGITS
+
+    def _objective(self, head: LanguageHead | None, answers: Tensor, labels: Tensor, **options: Any) -> RDropOutput:
+        """The terms of a micro-batch, of its logits or of what the head makes them of."""
+        if head is None:
+            return self.rdrop_loss(answers, labels, **options)  # type: ignore[no-any-return]
+        with self.accelerator.autocast():
+            return linear_rdrop_loss(
+                answers, head.layer.weight, labels, **head.options, **self.rdrop_loss.options, **options
+            )
+
     def _logs_after_this_step(self) -> bool:
         """Whether the log is written at the end of this optimizer step."""
         return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
@@ -285,9 +336,8 @@ class _Parts:
     alpha: float = 0.0
     steps: float = 0.0
 
-    def compare(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds the positions of logits `(M, B, ..., C)` that count, and those on which all passes agree."""
-        choices = logits.argmax(-1)
+    def compare(self, choices: Tensor, labels: Tensor) -> None:
+        """Adds the positions of choices `(M, B, ...)` that count, and those on which all passes agree."""
         counts = (labels != IGNORE_INDEX) if labels.shape == choices.shape[1:] else torch.ones_like(choices[0]).bool()
         agree = (choices[1:] == choices[:1]).all(0) & counts
         self.agreeing = self.agreeing + agree.sum()
@@ -299,6 +349,18 @@ class _Parts:
         self.divergence = self.divergence + weight * divergence.detach()
         self.alpha += share * alpha
         self.steps += share
+
+
+def _choices(head: LanguageHead | None, answers: Tensor) -> Tensor:
+    """The most probable classes `(M, B, ...)`; of hidden states, one row of the batch at a time."""
+    if head is None:
+        return answers.argmax(-1)
+    dtype = head.layer.weight.dtype
+    with torch.no_grad():
+        rows = [
+            logits_of_head(row.to(dtype), head.layer.weight, **head.options).argmax(-1) for row in answers.unbind(1)
+        ]
+    return torch.stack(rows, 1)
 
 
 def _without_first_labels(batch: Any) -> Any:
