@@ -82,7 +82,7 @@ def linear_rdrop_loss(
     )  # fmt: skip
     name = choose(impl, stand_in, labels, class_weight, plan.objective).name
     loss = None
-    if name == "reference":
+    if name == "reference" or torch.compiler.is_compiling():
         logits = linear.logits_of(hidden, weight, bias, logit_scale, softcap)
         task, distance = IMPLEMENTATIONS[name](logits, labels, plan.keep, plan.class_weight, objective=plan.objective)
     else:

@@ -62,6 +62,6 @@ class Objective:
 
 def check_alpha(alpha: float) -> float:
     """Refuse a weight that is not a finite number of at least 0."""
-    if not (math.isfinite(alpha) and alpha >= 0):
+    if not 0 <= alpha < math.inf:  # in a form that torch.compile can trace for an alpha that changes
         raise ValueError(f"alpha is {alpha!r}; expected a finite number of at least 0")
     return alpha

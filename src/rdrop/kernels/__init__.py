@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from rdrop.kernels import differentiable, fused, native, reference
+from rdrop.kernels import differentiable, fused, native, operators, reference
 from rdrop.options import Objective
 
 Impl = Literal["auto", "reference", "fused", "native", "triton"]
@@ -30,10 +30,20 @@ def kernel(name: str, objective: Objective) -> differentiable.Kernel:
     return native if name == "native" else fused
 
 
-def _rows(name: str, *inputs: Tensor | None, objective: Objective, **options: Any) -> tuple[Tensor, Tensor]:
+def _rows(
+    name: str,
+    logits: Tensor,
+    labels: Tensor | None,
+    keep: Tensor | None,
+    class_weight: Tensor | None,
+    objective: Objective,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
     """The rows of a kernel."""
-    rows: Callable[..., tuple[Tensor, Tensor]] = partial(differentiable.rows, kernel(name, objective))
-    return rows(*inputs, objective=objective, **options)
+    if torch.compiler.is_compiling():
+        return operators.rows(name, logits, labels, keep, class_weight, objective)
+    inputs = logits, labels, keep, class_weight, objective
+    return differentiable.rows(kernel(name, objective), *inputs, **options)
 
 
 IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
@@ -85,10 +95,10 @@ def choose(
         return Choice(impl, "asked for by name")
     if needs_autograd:
         return Choice("reference", f"{' and '.join(needs_autograd)} require a gradient, which only autograd has")
-    if torch.compiler.is_compiling():
-        return Choice("reference", "torch.compile fuses the formulas itself")
     if (reason := native.refusal(logits, objective)) is None:
         return Choice("native", "the fastest on a CPU")
+    if torch.compiler.is_compiling():
+        return Choice("reference", "torch.compile fuses the formulas itself")
     return Choice(
         "fused", f"closed-form gradients in row chunks, no full-size temporary; native cannot serve: {reason}"
     )

@@ -130,6 +130,7 @@ static int do_row(const Call *call, const Walks *walks, Row *row, Py_ssize_t i, 
     }
     if (call->keep && !((const uint8_t *)call->keep)[i]) {
         if (!read_terms) *task = *distance = 0;
+        if (!read_terms && kept) memset(kept, 0, (3 * call->passes + 2) * sizeof *kept);
         for (int k = 0; k < call->passes && call->gradient; k++) memset(gradient[k], 0, classes * size);
         return 1;
     }

@@ -19,6 +19,9 @@ from rdrop.options import Objective
 class Kernel(Protocol):
     """Forward reads the logits; backward reads them again and writes the gradient."""
 
+    def kept_per_position(self, passes: int) -> int:
+        """How many numbers `measure` keeps of a position for `write_gradient`."""
+
     def measure(self, inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
         """Task loss and divergence of each position, and what the gradient needs to know of it."""
 

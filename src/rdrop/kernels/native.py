@@ -46,11 +46,16 @@ def refusal(logits: Tensor | None = None, objective: Objective | None = None) ->
     return None
 
 
+def kept_per_position(passes: int) -> int:
+    """Largest logit, sum of exponentials and mean score of each pass, and two numbers of the labels."""
+    return 3 * passes + 2
+
+
 def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Both terms of each position, and what the gradient needs to know."""
     positions = inputs.logits.shape[1:-1]
     task, distance = (torch.empty(positions) for _ in range(2))
-    kept = torch.empty(*positions, 3 * len(inputs.logits) + 2)
+    kept = torch.empty(*positions, kept_per_position(len(inputs.logits)))
     _run(inputs, kept, task, distance, None)
     return task, distance, kept
 

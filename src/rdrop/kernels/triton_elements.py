@@ -104,12 +104,17 @@ def _elements(
         tl.store(distance_ptr + at, tl.where(counts, distance, 0.0), mask=inside)
 
 
+def kept_per_position(passes: int) -> int:  # noqa: ARG001
+    """The gradient needs to know nothing that is not in the logits."""
+    return 0
+
+
 def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
-    """Both terms of each position; the gradient needs to know nothing more."""
+    """Both terms of each position."""
     logits = inputs.logits
     task, distance = (logits.new_empty(logits.shape[1:], dtype=torch.float32) for _ in range(2))
     _run(inputs, task, distance, None)
-    return task, distance, logits.new_empty(0)
+    return task, distance, task.new_empty((*task.shape, 0))
 
 
 def write_gradient(

@@ -78,15 +78,20 @@ def _measure(
 ):  # fmt: skip
     """Both terms of a row, and what the gradient needs to know."""
     row = tl.program_id(0).to(tl.int64)
+    k = tl.arange(0, MP)
+    there = k < M
+    kept_ptr += row * (_KEPT_PER_PASS * M + 2)
     if KEEP:
         if tl.load(keep_ptr + row) == 0:
             tl.store(task_ptr + row, 0.0)
             tl.store(distance_ptr + row, 0.0)
+            for part in range(_KEPT_PER_PASS):
+                tl.store(kept_ptr + part * M + k, tl.zeros([MP], tl.float32), mask=there)
+            tl.store(kept_ptr + _KEPT_PER_PASS * M, 0.0)
+            tl.store(kept_ptr + _KEPT_PER_PASS * M + 1, 0.0)
             return
     z_ptr += row // inner * outer_stride + row % inner * inner_stride
     LINEAR: tl.constexpr = DIVERGENCE == SYMMETRIC_KL or DIVERGENCE == KL
-    k = tl.arange(0, MP)
-    there = k < M
     base = tl.max(_tile(z_ptr, pass_stride, class_stride, 0, C, M, MP, BLOCK), 1)
     base = tl.where(base > -float("inf"), base, 0.0)
     top = tl.full([MP], -float("inf"), tl.float32)
@@ -156,7 +161,6 @@ def _measure(
         task = -(tl.where(hard * soft_weight == 0.0, 0.0, hard * soft_log) + share * open_log)
     tl.store(task_ptr + row, task)
     tl.store(distance_ptr + row, distance)
-    kept_ptr += row * (_KEPT_PER_PASS * M + 2)
     tl.store(kept_ptr + k, top, mask=there)
     tl.store(kept_ptr + M + k, total, mask=there)
     tl.store(kept_ptr + 2 * M + k, base, mask=there)
@@ -247,11 +251,16 @@ def _write_gradient(
         tl.store(to, g.to(g_ptr.dtype.element_ty), mask=there[:, None] & (c[None, :] < C))
 
 
+def kept_per_position(passes: int) -> int:
+    """Four numbers of each pass, and two of the labels."""
+    return _KEPT_PER_PASS.value * passes + 2  # type: ignore[no-any-return]
+
+
 def measure(inputs: Inputs) -> tuple[Tensor, Tensor, Tensor]:
     """Both terms of each position, and what the gradient needs to know."""
     logits = inputs.logits
     task, distance = (logits.new_empty(logits.shape[1:-1], dtype=torch.float32) for _ in range(2))
-    kept = logits.new_empty((task.numel(), _KEPT_PER_PASS.value * len(logits) + 2), dtype=torch.float32)
+    kept = logits.new_empty((*task.shape, kept_per_position(len(logits))), dtype=torch.float32)
     if task.numel():
         rows, arrays, constants = _arguments(inputs)
         smoothing = inputs.objective.label_smoothing
