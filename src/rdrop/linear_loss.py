@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,8 @@ def linear_rdrop_loss(
 
     Args:
         hidden: What the layer gets, with a leading pass axis: `(M, B, ..., D)`.
-        weight: The layer's weight `(C, D)`; a sharded one (DTensor) is gathered, and its gradient is summed over ranks.
+        weight: The layer's weight `(C, D)`; of a sharded one (DTensor) all is gathered, and its gradient
+            is the mean over ranks, as with DDP and FSDP.
         labels: As for `rdrop_loss`, whose logits would be `(M, B, ..., C)`.
         bias: The layer's bias `(C,)`.
         logit_scale: Factor of the layer's output, as in Cohere's and Granite's models; finite.
@@ -112,7 +114,25 @@ def linear_rdrop_loss(
 
 def _whole(parameter: Tensor) -> Tensor:
     """A parameter with what other ranks have of it."""
-    return parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+    return _Gathered.apply(parameter) if hasattr(parameter, "full_tensor") else parameter
+
+
+class _Gathered(torch.autograd.Function):
+    """A sharded parameter as a whole; its gradient is the mean over ranks, as with DDP and FSDP."""
+
+    @staticmethod
+    def forward(ctx: Any, parameter: Any) -> Tensor:
+        ctx.mesh, ctx.placements = parameter.device_mesh, parameter.placements
+        whole: Tensor = parameter.full_tensor()
+        return whole
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        from torch.distributed.tensor import DTensor, Partial
+
+        mean = gradient / ctx.mesh.size()
+        parts = DTensor.from_local(mean, ctx.mesh, [Partial()] * ctx.mesh.ndim, run_check=False)
+        return parts.redistribute(placements=ctx.placements)
 
 
 def _constant(value: float | Tensor) -> float | Tensor:

@@ -54,6 +54,9 @@ IMPLEMENTATIONS: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
 }
 
 
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 class Choice(NamedTuple):
     """The implementation that was chosen, and why."""
 
@@ -120,7 +123,7 @@ def available() -> dict[str, str]:
 
 def _triton_refusal(logits: Tensor | None = None) -> str | None:
     """Why the kernel in Triton cannot serve a call, or without one, why it cannot run here at all; None if it can."""
-    if importlib.util.find_spec("triton") is None:
+    if not _HAS_TRITON:
         return "the package triton is not installed"
     if logits is not None and logits.dtype == torch.float64:
         return "the logits are torch.float64, and its sums run in float32"
