@@ -558,7 +558,7 @@ def paths_leave(rng: random.Random, made: Case) -> bool:
     return True
 
 
-ODD_VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 0.5, 0.999, -0.0, 1e300, 10**400]
+ODD_VALUES: list[Any] = [None, True, False, -1, 0, 1, 2, 3, 0.5, 0.999, -0.0, 1e300, 10**400, 10**18]
 ODD_VALUES += [float("nan"), float("inf"), [], [1], ["plain"], {}, {"a": 1}, [[[]]]]
 ODD_VALUES += [
     "",

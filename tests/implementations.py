@@ -42,13 +42,14 @@ class Implementation(NamedTuple):
         np.testing.assert_allclose(got, want, *bounds, err_msg=message)
 
 
-def torch_runner(impl: Any, dtype: Any = np.float64) -> Runner:
+def torch_runner(impl: Any, dtype: Any = np.float64, *, inplace: bool = False) -> Runner:
     """The torch implementation of this name, on logits of this dtype."""
 
     def run(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
         z = torch.tensor(logits.astype(dtype), requires_grad=True)
         tensors: dict[str, Any] = {k: torch.tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-        out = rdrop.rdrop_loss(z, None if labels is None else torch.tensor(labels), impl=impl, **tensors)
+        ids = None if labels is None else torch.tensor(labels)
+        out = rdrop.rdrop_loss(z, ids, impl=impl, inplace=inplace, **tensors)
         if out.loss.requires_grad:
             out.loss.sum().backward()  # type: ignore[no-untyped-call]
         gradient = torch.zeros_like(z) if z.grad is None else z.grad
@@ -84,5 +85,6 @@ IMPLEMENTATIONS = {
         f"native-{name}": Implementation(native_runner(name), np.float32, ("categorical",), rtol=3e-6, atol=3e-7)
         for name in native.INSTRUCTION_SETS
     },
+    "torch-in-place": Implementation(torch_runner("auto", inplace=True)),
     "triton": Implementation(triton_runner, np.float32, rtol=3e-6, atol=3e-7),
 }

@@ -147,6 +147,10 @@ data: 7
             "task: language-modeling\ndata: {train: a.txt}\nmodel: {layers: 1000000}",
             "my.yaml:3:17: model.layers: got 1000000, expected a whole number, at least 1, at most 1000",
         ),
+        (
+            f"training: {{epochs: {2**63}}}",
+            f"my.yaml:1:20: training.epochs: got {2**63}, expected a whole number below 2^63",
+        ),
         ("rdrop: {alpha: .nan}", "my.yaml:1:16: rdrop.alpha: got nan, expected a number, at least 0"),
         ("rdrop: {alpha: -.inf}", "my.yaml:1:16: rdrop.alpha: got -inf, expected a number, at least 0"),
         (

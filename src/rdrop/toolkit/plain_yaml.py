@@ -93,6 +93,7 @@ class _Loader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
+LARGEST = 2**63 - 1  # of the whole numbers that torch computes with
 _INT = re.compile(r"[-+]?[0-9]+$")
 _FLOAT = re.compile(
     r"[-+]?(?:(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|\.(?:inf|Inf|INF))$|\.(?:nan|NaN|NAN)$"
@@ -140,7 +141,11 @@ def _plain(node: yaml.Node, path: KeyPath, name: str, draft: Draft) -> object:
         return [_plain(child, (*path, index), name, draft) for index, child in enumerate(node.value)]
     if isinstance(node, yaml.ScalarNode) and kind in _SCALARS:
         try:
-            return _SCALARS[kind](node.value)
+            value = _SCALARS[kind](node.value)
+            if isinstance(value, int) and abs(value) > LARGEST:
+                draft.fault(place, f"{dotted(path)}: got {shown(value)}, expected a whole number below 2^63", path)
+                return None
+            return value
         except (KeyError, ValueError):
             draft.fault(place, f"{dotted(path)}: {shown(node.value)} cannot be read as {kind}", path)
             return None
