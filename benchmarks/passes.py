@@ -2,9 +2,9 @@
 
     python benchmarks/passes.py [--rounds 15] [--device cpu]
 
-A step is: passes, loss, backward, AdamW. The models: a CNN with dropout in its head alone, whose trunk runs once for both
-passes, and encoders with dropout everywhere, whole and with a lower half that is frozen and in evaluation mode. Beside the
-measured ratio stands what `rdrop.explain_passes` counts of the forward pass before training.
+A step is: passes, loss, backward, AdamW. The models: a CNN with dropout in its head alone, whose trunk runs once for
+both passes, and encoders with dropout everywhere, whole and with a lower half that is frozen and in evaluation mode.
+Beside the measured ratio stands what `rdrop.explain_passes` counts of the forward pass before training.
 """
 
 from __future__ import annotations
