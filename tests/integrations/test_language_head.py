@@ -192,6 +192,9 @@ def test_what_is_not_known_is_refused(tmp_path: Path) -> None:
     model = GPT2LMHeadModel(config)
     model.lm_head = nn.Sequential(model.lm_head)
     assert "has a Sequential as its output embeddings" in str(find_language_head(model, batch()))
+    model = GPT2LMHeadModel(config)
+    model.lm_head.weight = nn.Parameter(torch.zeros(0))  # as DeepSpeed leaves it between forward passes
+    assert "is in parts, each on a process of its own" in str(find_language_head(model, batch()))
     tagger = BertForTokenClassification(
         BertConfig(vocab_size=V, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32)
     )

@@ -90,6 +90,8 @@ def find_language_head(model: nn.Module, batch: Mapping[str, Any]) -> LanguageHe
         return f"{type(owner).__name__} has {what} as its output embeddings, expected a torch.nn.Linear"
     if isinstance(getattr(owner, FACTOR, None), nn.Parameter):
         return f"{type(owner).__name__} learns the scale of its logits"
+    if layer.weight.shape != (layer.out_features, layer.in_features) or hasattr(layer.weight, "full_tensor"):
+        return f"the last layer of {type(owner).__name__} is in parts, each on a process of its own"
     if hasattr(model, "_orig_mod"):
         return f"{type(owner).__name__} is compiled as a whole"
     head = LanguageHead(owner, layer)
