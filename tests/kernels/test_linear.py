@@ -238,7 +238,7 @@ def test_half_precision_errs_as_plain_torch_does(dtype: torch.dtype, impl: Any) 
     layer, exact = Layer((16, 5), dtype=dtype), Layer((16, 5), dtype=torch.float64)
     for parameter, rounded in zip(exact.parameters, layer.parameters, strict=True):
         parameter.data.copy_(rounded.data)
-    scale = 1024.0  # as a GradScaler does
+    scale = 1024.0 / 3  # as a GradScaler does, and a number that a half cannot hold
     truth = torch.autograd.grad(scale * exact.plain().loss, exact.parameters)
     plain = torch.autograd.grad(scale * layer.plain().loss, layer.parameters)
     found = torch.autograd.grad(scale * layer.ours(impl=impl).loss, layer.parameters)

@@ -123,9 +123,9 @@ class _Gradients(NamedTuple):
 
     def times(self, factor: Tensor) -> _Gradients:
         """These gradients times a number. On a CPU a look at it can save the work, elsewhere it would cost a wait."""
-        if factor.device.type == "cpu" and abs(factor.item() - 1) < 1e-6:
+        if factor.device.type == "cpu" and abs(factor.item() - 1) <= 8 * torch.finfo(factor.dtype).eps:
             return self
-        return _Gradients(*(x if x is None else x.mul_(factor.to(x.dtype)) for x in self))
+        return _Gradients(*(x if x is None else x.mul_(factor) for x in self))
 
 
 def _walk(
