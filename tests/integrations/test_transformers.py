@@ -53,7 +53,8 @@ def test_trap_12_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path:
         assert min(logged(one, "divergence")) > 0.01
 
 
-def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("every", [1, 2, 5])
+def test_steps_are_those_of_a_plain_loop(tmp_path: Path, every: int) -> None:
     order: list[list[int]] = []
 
     def collate(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -61,19 +62,34 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
 
     model, twin = Tagger(by_row=2), Tagger(by_row=2)
-    config = RDropConfig(alpha=2.0, strategy="sequential")
+    config = RDropConfig(alpha=2.0, strategy="sequential", every=every)
     RDropTrainer(model, arguments(tmp_path), rdrop=config, train_dataset=sentences(), data_collator=collate).train()
 
     rows = sentences()
     optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.0)
-    for batch in order[:3]:
+    for step, batch in enumerate(order[:3]):
         words, labels = (torch.stack([rows[row][name] for row in batch]) for name in ("words", "labels"))
-        logits = torch.stack([twin(words, torch.tensor(batch))["logits"] for _ in range(2)])
+        logits = torch.stack([twin(words, torch.tensor(batch))["logits"] for _ in range(1 if step % every else 2)])
         rdrop_loss(logits, labels, alpha=2.0).loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         optimizer.zero_grad()
     for name, weight in twin.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_of_every_third_step_the_log_tells_what_those_steps_say(tmp_path: Path) -> None:
+    """Divergence, alpha and agreement are those of steps with two passes; intervals without such a step have none."""
+    config = RDropConfig(alpha=2.0, strategy="sequential", every=3)
+    trainer = trained(tmp_path, Tagger(by_row=2), config, max_steps=6)
+    assert logged(trainer, "alpha") == [2.0, 2.0]
+    assert len(logged(trainer, "loss")) == 6
+    assert min(logged(trainer, "divergence")) > 0.01
+    assert [entry["step"] for entry in trainer.state.log_history if "divergence" in entry] == [1, 4]
+    assert [entry["step"] for entry in trainer.state.log_history if "agreement" in entry] == [1, 4]
+    trainer = trained(tmp_path, Tagger(by_row=2), config, max_steps=6, logging_steps=2)
+    assert [entry["step"] for entry in trainer.state.log_history if "agreement" in entry] == [2, 4]
+    with pytest.raises(ValueError, match="every is 0; expected at least 1"):
+        RDropConfig(every=0)
 
 
 def test_one_pass_is_plain_training(tmp_path: Path) -> None:

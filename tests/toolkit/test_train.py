@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from rdrop.toolkit import train
-from rdrop.toolkit.arms import objective
+from rdrop.toolkit.arms import description, objective
 from rdrop.toolkit.recipe import ArmName
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.task import Task
 from rdrop.toolkit.tasks.digits import DigitsRecipe, DigitsTask, TensorRows
-from rdrop.toolkit.train import build_model, step_compute, survey
+from rdrop.toolkit.train import UNTIMED_STEPS, Watch, build_model, step_compute, survey
 
 
 def recipe(**sections: dict[str, Any]) -> DigitsRecipe:
@@ -107,6 +107,17 @@ def test_longer_computes_as_much_as_rdrop(strategy: str) -> None:
         assert rdrop.step_compute == 2.0
     else:
         assert 1.0 < rdrop.step_compute < 1.3
+
+
+def test_in_every_fourth_step_costs_a_fourth() -> None:
+    seldom = recipe(training={"epochs": 10, "eval_every_epochs": 10}, rdrop={"strategy": "concat", "every": 4})
+    rdrop, longer = (train_run(seldom, arm, 0, silent) for arm in ("rdrop", "longer"))
+    assert rdrop.step_compute == 1.25
+    assert longer.run.optimizer_steps == round(1.25 * rdrop.run.optimizer_steps)
+    assert "2 passes in one of 4 steps, one in the others" in description("rdrop", seldom)
+    watch = Watch(silent, nominal=1, steps=1, every=4)
+    watch.times = [9.0] * UNTIMED_STEPS + [5.0, 1.0, 1.0, 1.0] * 3 + [5.0]
+    assert watch.step_ms() == 2000.0
 
 
 @pytest.mark.filterwarnings("ignore::rdrop.errors.NoEffectWarning")  # the consistency gap without dropout

@@ -39,6 +39,9 @@ class RDropConfig:
             `rdrop.schedule`.
         alpha_follows_learning_rate: Multiply `alpha` by the current learning rate over its peak.
         passes: Forward passes in a step (M), at least 1.
+        every: Make them in each `every`-th optimizer step alone, and a single pass in the others, at least 1. A
+            divergence that counts in one step of k weighs as much as before with k times the alpha: its gradient is the
+            same in the mean over steps, and its variance k times as large.
         strategy: How the passes are run, see `rdrop.forward_passes`.
         kind: What the logits mean, see `rdrop.rdrop_loss`.
         divergence: What ties the passes together, see `rdrop.divergence`.
@@ -55,6 +58,7 @@ class RDropConfig:
     alpha: float | Schedule = 1.0
     alpha_follows_learning_rate: bool = False
     passes: int = 2
+    every: int = 1
     strategy: Strategy = "auto"
     kind: Kind = "categorical"
     divergence: Divergence = "symmetric_kl"
@@ -63,6 +67,8 @@ class RDropConfig:
     linear_head: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every is {self.every}; expected at least 1, which is R-Drop in each step")
         if self.alpha_follows_learning_rate and callable(self.alpha):
             raise ValueError(
                 "alpha is a schedule and alpha_follows_learning_rate is true; expected a number for alpha, "
@@ -220,8 +226,10 @@ class RDropTrainer(Trainer):
                 ranks = self.accelerator.num_processes // self.get_tp_size()
             result, weight = objective(normalizer=count), float(ranks)
             loss = result.loss * ranks
-        self._parts.add(result.task_loss, result.divergence, self.rdrop_loss.current_alpha, weight, share)
-        if self.rdrop.passes > 1 and self.rdrop.kind == "categorical" and self._logs_after_this_step():
+        tied = self.passes_of_step > 1
+        alpha = self.rdrop_loss.current_alpha if tied or self.rdrop.passes == 1 else None
+        self._parts.add(result.task_loss, result.divergence, alpha, weight, share)
+        if tied and self.rdrop.kind == "categorical" and self._logs_before_next_pair():
             self._parts.compare(_choices(head, logits.detach()), labels)
         return (loss, outputs) if return_outputs else loss
 
@@ -235,7 +243,12 @@ class RDropTrainer(Trainer):
         Returns:
             Outputs whose logits have the pass axis first, `(M, B, ..., C)`.
         """
-        return forward_passes(model, passes=self.rdrop.passes, strategy=self.rdrop.strategy, **batch)
+        return forward_passes(model, passes=self.passes_of_step, strategy=self.rdrop.strategy, **batch)
+
+    @property
+    def passes_of_step(self) -> int:
+        """Forward passes of the current optimizer step."""
+        return self.rdrop.passes if self.state.global_step % self.rdrop.every == 0 else 1
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds `task_loss`, `divergence`, `alpha` and `agreement` to the training log.
@@ -252,9 +265,9 @@ class RDropTrainer(Trainer):
             logs = {
                 **logs,
                 "task_loss": task_loss / parts.steps,
-                "divergence": divergence / parts.steps,
-                "alpha": parts.alpha / parts.steps,
             }
+            if parts.tied:
+                logs |= {"divergence": divergence / parts.tied, "alpha": parts.alpha / parts.tied}
             if compared:
                 logs["agreement"] = agreeing / compared
             self._parts = _Parts()
@@ -301,7 +314,7 @@ class RDropTrainer(Trainer):
         layer = output_embeddings(model)[1]
         if type(layer) is not nn.Linear or labels.is_floating_point():
             return False
-        logits = self.rdrop.passes * labels.numel() * layer.out_features
+        logits = self.passes_of_step * labels.numel() * layer.out_features
         return logits * layer.weight.element_size() >= LARGE_LOGITS
 
     def _objective(self, head: LanguageHead | None, answers: Tensor, labels: Tensor, **options: Any) -> RDropOutput:
@@ -313,9 +326,10 @@ class RDropTrainer(Trainer):
                 answers, head.layer.weight, labels, **head.options, **self.rdrop_loss.options, **options
             )
 
-    def _logs_after_this_step(self) -> bool:
-        """Whether the log is written at the end of this optimizer step."""
-        return (self.state.global_step + 1) % max(1, int(self.state.logging_steps or 1)) == 0
+    def _logs_before_next_pair(self) -> bool:
+        """Whether the log is written before passes are compared the next time."""
+        step, interval = self.state.global_step, max(1, int(self.state.logging_steps or 1))
+        return (step + self.rdrop.every) // interval > step // interval
 
     def _alpha_of_learning_rate(self, step: int) -> float:
         """The schedule for `alpha_follows_learning_rate`."""
@@ -335,6 +349,7 @@ class _Parts:
     compared: Tensor = field(default_factory=lambda: torch.zeros(()))
     alpha: float = 0.0
     steps: float = 0.0
+    tied: float = 0.0
 
     def compare(self, choices: Tensor, labels: Tensor) -> None:
         """Adds the positions of choices `(M, B, ...)` that count, and those on which all passes agree."""
@@ -343,12 +358,14 @@ class _Parts:
         self.agreeing = self.agreeing + agree.sum()
         self.compared = self.compared + counts.sum()
 
-    def add(self, task_loss: Tensor, divergence: Tensor, alpha: float, weight: float, share: float) -> None:
-        """Adds a micro-batch: `weight` of its terms, and its `share` of an optimizer step."""
+    def add(self, task_loss: Tensor, divergence: Tensor, alpha: float | None, weight: float, share: float) -> None:
+        """Adds a micro-batch: `weight` of its terms, its `share` of an optimizer step; no alpha: a plain one."""
         self.task_loss = self.task_loss + weight * task_loss.detach()
-        self.divergence = self.divergence + weight * divergence.detach()
-        self.alpha += share * alpha
         self.steps += share
+        if alpha is not None:
+            self.divergence = self.divergence + weight * divergence.detach()
+            self.alpha += share * alpha
+            self.tied += share
 
 
 def _choices(head: LanguageHead | None, answers: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ class Objective:
 
     passes: int
     alpha: float
+    every: int = 1  # of so many steps, one has these passes, and the others have one
     equal_compute: bool = False  # train for as long as a run of `rdrop` computes
 
 
@@ -38,15 +39,15 @@ def objective(arm: ArmName, recipe: Recipe) -> Objective:
     """What an arm trains with; `recipe` is that of the arm.
 
     >>> objective("twice", Recipe())
-    Objective(passes=2, alpha=0.0, equal_compute=False)
+    Objective(passes=2, alpha=0.0, every=1, equal_compute=False)
     """
     match arm:
         case "plain":
             return Objective(passes=1, alpha=0.0)
         case "twice":
-            return Objective(passes=recipe.rdrop.passes, alpha=0.0)
+            return Objective(passes=recipe.rdrop.passes, alpha=0.0, every=recipe.rdrop.every)
         case "rdrop":
-            return Objective(passes=recipe.rdrop.passes, alpha=recipe.rdrop.alpha)
+            return Objective(passes=recipe.rdrop.passes, alpha=recipe.rdrop.alpha, every=recipe.rdrop.every)
         case "longer":
             return Objective(passes=1, alpha=0.0, equal_compute=True)
 
@@ -57,14 +58,15 @@ def description(arm: ArmName, recipe: Recipe) -> str:
     >>> description("plain", Recipe())
     'Plain training: one pass in each step.'
     """
-    passes = recipe.rdrop.passes
+    passes, every = recipe.rdrop.passes, recipe.rdrop.every
+    where = "each step" if every == 1 else f"one of {every} steps, one in the others"
     match arm:
         case "plain":
             return "Plain training: one pass in each step."
         case "twice":
-            return f"{passes} passes in each step and no divergence: what the additional passes do on their own."
+            return f"{passes} passes in {where} and no divergence: what the additional passes do on their own."
         case "rdrop":
-            return f"R-Drop: {passes} passes in each step, tied together by the divergence."
+            return f"R-Drop: {passes} passes in {where}, tied together by the divergence."
         case "longer":
             return "Plain training with as many more steps as make its compute equal to that of `rdrop`."
 

@@ -140,6 +140,11 @@ class RDrop(Section):
         "0; in proportion to the learning rate.",
     )
     passes: Annotated[int, Field(ge=2, le=16)] = Field(default=2, description="Forward passes in a step (M).")
+    every: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=1,
+        description="Make them in each k-th optimizer step alone, and one pass in the others; with k times the alpha "
+        "the divergence weighs as much as before.",
+    )
     strategy: Literal["auto", "concat", "sequential", "shared"] = Field(
         default="auto", description="How the passes are run (see `rdrop.forward_passes`)."
     )

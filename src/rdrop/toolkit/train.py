@@ -127,7 +127,7 @@ def train_run(
     steps = nominal
     if goal.equal_compute:
         steps = equal_compute_steps(model, batch, recipe, nominal)
-    watch = Watch(advance, nominal=nominal, steps=steps)
+    watch = Watch(advance, nominal=nominal, steps=steps, every=goal.every)
     error: str | None = None
     found = Evaluation({})
     with tempfile.TemporaryDirectory() as folder:
@@ -197,7 +197,8 @@ def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, re
     if strategy == "auto" or goal.passes == 1:
         strategy = explain_passes(model, passes=goal.passes, **inputs).strategy
     plain = _operations(model, inputs, 1, "auto")
-    return _operations(model, inputs, goal.passes, recipe.rdrop.strategy) / plain, strategy
+    tied = _operations(model, inputs, goal.passes, recipe.rdrop.strategy) / plain
+    return 1 + (tied - 1) / goal.every, strategy
 
 
 def equal_compute_steps(model: nn.Module, batch: dict[str, Tensor], recipe: Recipe, steps: int) -> int:
@@ -334,6 +335,7 @@ def _rdrop_config(task: Task[Any], goal: Objective, steps: int) -> RDropConfig:
         alpha=alpha,
         alpha_follows_learning_rate=rdrop.schedule == "learning_rate" and goal.alpha > 0,
         passes=goal.passes,
+        every=goal.every,
         strategy=rdrop.strategy,
         kind=task.kind,
         divergence=rdrop.divergence,
@@ -375,8 +377,8 @@ class _Epochs(TrainerCallback):
 class Watch(TrainerCallback):
     """Times the steps, tells the progress, and ends a run whose loss is no longer finite."""
 
-    def __init__(self, advance: Callable[[int], None], nominal: int, steps: int) -> None:
-        self.advance, self.nominal, self.steps = advance, nominal, steps
+    def __init__(self, advance: Callable[[int], None], nominal: int, steps: int, every: int = 1) -> None:
+        self.advance, self.nominal, self.steps, self.every = advance, nominal, steps, every
         self.times: list[float] = []
         self.told = 0
         self.began = 0.0
@@ -407,9 +409,10 @@ class Watch(TrainerCallback):
         self._tell(self.nominal)
 
     def step_ms(self) -> float | None:
-        """The median time of a step, without the first ones."""
-        timed = self.times[UNTIMED_STEPS:]
-        return 1000 * median(timed) if timed else None
+        """The median time of a step, without the first ones; a mean of those between two with several passes."""
+        timed, k = self.times[UNTIMED_STEPS:], self.every
+        rounds = [sum(timed[start : start + k]) / k for start in range(0, len(timed) - k + 1, k)]
+        return 1000 * median(rounds) if rounds else None
 
     def _tell(self, done: int) -> None:
         self.advance(done - self.told)

@@ -209,6 +209,7 @@ def test_a_batch_larger_than_the_data_and_no_split_to_judge_on(folder: Path) -> 
             "rdrop.passes: got 3, but with two networks",
         ),
         (["model.second=resnet18", "compare.arms=plain,rdrop", "strategy=concat"], "rdrop.strategy: got concat, but"),
+        (["model.second=resnet18", "compare.arms=plain,rdrop", "every=2"], "rdrop.every: got 2, but with two networks"),
         (["model.dropout=0", "alpha=0"], "rdrop.alpha: got 0, and 0 for model.dropout"),
         (["image_size=4"], "model.image_size: got 4, expected null or a whole number, at least 8"),
         (["streaming=true"], "data.validation: got null, and a streamed training split has no part to hold out"),

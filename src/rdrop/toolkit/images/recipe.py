@@ -157,6 +157,12 @@ class ImageRecipe(Recipe):
                 "rdrop.passes",
                 "model.second",
             )
+        if self.rdrop.every != 1:
+            raise fault(
+                f"got {self.rdrop.every}, but with two networks (model.second) each runs in every step; write 1",
+                "rdrop.every",
+                "model.second",
+            )
         if self.rdrop.strategy != "auto":
             raise fault(
                 f"got {self.rdrop.strategy}, but with two networks (model.second) each runs once; write auto",
