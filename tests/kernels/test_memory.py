@@ -65,6 +65,15 @@ def test_smaller_gradients_fit_and_larger_ones_get_their_own() -> None:
     assert memory._kept == []
 
 
+def test_the_largest_is_kept() -> None:
+    large, small = torch.randn(2, 30, 500), torch.randn(2, 10, 500)
+    both = [gradient(large), gradient(small)]
+    place = both[0].data_ptr()
+    del both[0]
+    del both[0]
+    assert gradient(large).data_ptr() == place
+
+
 def test_gradients_that_stay_stay_right() -> None:
     """Accumulation over micro-batches, and a second loss before the first one's gradient is used."""
     torch.manual_seed(0)

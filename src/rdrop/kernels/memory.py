@@ -14,8 +14,8 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-MAPPED = 1 << 25
-"""Bytes from which on the allocator of C takes memory fresh from the system, and gives it back when it is freed."""
+MAPPED = 1 << 20
+"""Bytes from which on memory is kept: the allocator of C takes so much fresh from the system, again and again."""
 
 _kept: list[mmap.mmap] = []
 
@@ -54,9 +54,9 @@ def _take(size: int) -> mmap.mmap:
 
 
 def _give_back(memory: mmap.mmap) -> None:
-    """Keep memory of which no tensor is left."""
+    """Keep memory of which no tensor is left, the largest of such."""
     _advise(memory, "MADV_FREE")
-    _kept[:] = [memory]
+    _kept[:] = [max([memory, *_kept], key=len)]
 
 
 def _advise(memory: mmap.mmap, advice: str) -> None:
