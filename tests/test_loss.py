@@ -255,6 +255,17 @@ def test_gradients_with_respect_to_labels_and_weights_are_autograds() -> None:
         rdrop_loss(logits, soft, impl="fused")
 
 
+def test_rows_work_under_vmap() -> None:
+    """Where nothing is summed, no value is looked at."""
+    logits, labels = torch.randn(3, 2, 4), torch.randn(3, 4)
+
+    def rows(z: Tensor, y: Tensor) -> Tensor:
+        return rdrop_loss(z, y, kind="regression", reduction="none", impl="reference").loss
+
+    one_by_one = torch.stack([rows(z, y) for z, y in zip(logits, labels, strict=True)])
+    torch.testing.assert_close(torch.func.vmap(rows)(logits, labels), one_by_one)
+
+
 def test_works_under_torch_func_grad() -> None:
     logits, labels = batch()
     for impl in IMPLS:

@@ -167,6 +167,9 @@ def plan_reduction(
     _check_tensors(logits, labels, mask, class_weight, objective, ignore_index)
     soft = kind == "categorical" and labels is not None and labels.is_floating_point()
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
+    look = reduction != "none" and logits.device.type == "cpu" and not torch.compiler.is_compiling()
+    if keep is not None and look and keep.all():
+        keep = None
     positions = logits.shape[1:-1] if kind == "categorical" else logits.shape[1:]
     by = _reduction.divisor(positions.numel(), keep, reduction, normalizer)
     weights = (None, class_weight) if kind == "binary" else (class_weight, None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from rdrop.options import Reduction
@@ -18,8 +17,6 @@ def counted_positions(labels: Tensor | None, mask: Tensor | None, ignore_index: 
     if labels is not None and ignore_index is not None and (labels.dtype.is_signed or ignore_index > 1):
         labelled = labels != ignore_index
         keep = labelled if keep is None else keep & labelled
-    if keep is not None and keep.device.type == "cpu" and not torch.compiler.is_compiling() and keep.all():
-        return None
     return keep
 
 

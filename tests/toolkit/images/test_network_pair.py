@@ -14,6 +14,7 @@ from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
+import hf_training
 from pair_on_two_ranks import RANKS, ROWS, Named, pair, rows, trained, worker
 from rdrop import NoEffectWarning
 from rdrop.integrations.transformers import RDropConfig, logits_of
@@ -22,22 +23,13 @@ from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
 
 def arguments(folder: Path, **options: Any) -> TrainingArguments:
     defaults: dict[str, Any] = {
-        "max_steps": 3,
         "learning_rate": 0.5,
-        "lr_scheduler_type": "constant",
         "optim": "sgd",
-        "max_grad_norm": 0.0,
         "per_device_train_batch_size": ROWS,
         "per_device_eval_batch_size": 5,
-        "logging_steps": 1,
         "remove_unused_columns": False,
-        "report_to": "none",
-        "save_strategy": "no",
-        "use_cpu": True,
-        "dataloader_pin_memory": False,
-        "disable_tqdm": True,
     }
-    return TrainingArguments(str(folder), **(defaults | options))
+    return hf_training.arguments(folder, **(defaults | options))
 
 
 def trainer_of(
