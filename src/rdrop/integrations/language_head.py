@@ -94,6 +94,7 @@ def find_language_head(model: nn.Module, batch: Mapping[str, Any]) -> LanguageHe
         return f"the last layer of {type(owner).__name__} is in parts, each on a process of its own"
     if hasattr(model, "_orig_mod"):
         return f"{type(owner).__name__} is compiled as a whole"
+    unknown = f"{type(owner).__name__} changes the output of its last layer in a way that is not known here"
     head = LanguageHead(owner, layer)
     rows = {name: value[:1] if isinstance(value, Tensor) and value.dim() else value for name, value in batch.items()}
     with torch.no_grad(), randomness_off(model):
@@ -101,12 +102,12 @@ def find_language_head(model: nn.Module, batch: Mapping[str, Any]) -> LanguageHe
         with head.left_out():
             hidden = _logits(model(**rows))
         if hidden.shape[:-1] != wanted.shape[:-1] or hidden.shape[-1] != layer.in_features:
-            return f"{type(owner).__name__} changes the output of its last layer in a way that is not known here"
+            return unknown
         options = head.options
         found = logits_of(hidden.to(layer.weight.dtype), layer.weight, **options)
     near = 1e-4 if wanted.dtype == layer.weight.dtype == torch.float32 else 5e-2
     if not torch.allclose(found.float(), wanted.float(), rtol=near, atol=near * float(wanted.float().abs().max())):
-        return f"{type(owner).__name__} changes the output of its last layer in a way that is not known here"
+        return unknown
     return head
 
 
