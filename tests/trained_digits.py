@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rdrop.toolkit.recipe import ArmName
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.single_run import TrainingRecord, train
 from rdrop.toolkit.tasks.digits import DigitsRecipe
 

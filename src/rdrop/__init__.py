@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rdrop import conventions as conventions
     from rdrop import schedule as schedule
+    from rdrop.blocks import blocks
     from rdrop.diagnostics import ConsistencyGap, consistency_gap
     from rdrop.errors import NoEffectWarning
     from rdrop.linear_loss import linear_rdrop_loss
     from rdrop.loss import RDropLoss, RDropOutput, divergence, rdrop_loss
-    from rdrop.passes import NotBatched, PassPlan, explain_passes, forward_passes
+    from rdrop.passes import explain_passes, forward_passes
+    from rdrop.plan import PassPlan
     from rdrop.stochastic import StochasticLayer, set_dropout, stochastic_layers
+    from rdrop.structures import NotBatched
 
 __all__ = [
     "ConsistencyGap",
@@ -25,6 +28,7 @@ __all__ = [
     "RDropLoss",
     "RDropOutput",
     "StochasticLayer",
+    "blocks",
     "consistency_gap",
     "conventions",
     "divergence",
@@ -40,12 +44,15 @@ __all__ = [
 __version__ = version("rdrop")
 
 _HOME = {
+    "blocks": ("blocks",),
     "diagnostics": ("ConsistencyGap", "consistency_gap"),
     "errors": ("NoEffectWarning",),
     "linear_loss": ("linear_rdrop_loss",),
     "loss": ("RDropLoss", "RDropOutput", "divergence", "rdrop_loss"),
-    "passes": ("NotBatched", "PassPlan", "explain_passes", "forward_passes"),
+    "passes": ("explain_passes", "forward_passes"),
+    "plan": ("PassPlan",),
     "stochastic": ("StochasticLayer", "set_dropout", "stochastic_layers"),
+    "structures": ("NotBatched",),
 }
 
 

@@ -9,7 +9,8 @@ import pytest
 import rdrop.toolkit.sweep
 from rdrop.cli import main
 from rdrop.errors import UserError
-from rdrop.toolkit.recipe import ArmName, Chosen, Recipe
+from rdrop.toolkit.arm_names import ArmName
+from rdrop.toolkit.recipe import Chosen, Recipe
 from rdrop.toolkit.recipe_file import load_recipe, recipe_text
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Environment, Metric, Summary

@@ -1,16 +1,15 @@
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 
+from rdrop.toolkit.arm_names import FIXED
 from rdrop.toolkit.arms import description, nominal_steps, objective, recipe_of
-from rdrop.toolkit.recipe import ArmName, RDrop, Recipe, Training
+from rdrop.toolkit.recipe import RDrop, Recipe, Training
 
 
 def test_what_the_arms_train_with() -> None:
     recipe = Recipe(rdrop=RDrop(alpha=3.0, passes=4))
-    arms = {arm: objective(arm, recipe) for arm in get_args(ArmName)}
+    arms = {arm: objective(arm, recipe) for arm in FIXED}
     assert {arm: (goal.passes, goal.alpha) for arm, goal in arms.items()} == {
         "plain": (1, 0.0),
         "twice": (4, 0.0),
@@ -37,7 +36,7 @@ def test_a_number_of_steps_goes_before_epochs() -> None:
 def test_settings_of_an_arm_change_that_arm_alone() -> None:
     chosen = {"plain": {"dropout": 0.1}, "rdrop": {"alpha": 4.0, "dropout": 0.5}}
     recipe = Recipe.model_validate({"model": {"dropout": 0.3}, "compare": {"chosen": chosen}})
-    found = {arm: recipe_of(arm, recipe) for arm in get_args(ArmName)}
+    found = {arm: recipe_of(arm, recipe) for arm in FIXED}
     assert {arm: (of.model.dropout, of.rdrop.alpha) for arm, of in found.items()} == {
         "plain": (0.1, 1.0),
         "twice": (0.3, 1.0),

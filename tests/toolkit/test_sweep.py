@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from rdrop.errors import UserError
 from rdrop.toolkit import sweep as module
 from rdrop.toolkit import worker
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import recipe_of
 from rdrop.toolkit.pool import Progress
-from rdrop.toolkit.recipe import ArmName, Chosen, Recipe
+from rdrop.toolkit.recipe import Chosen, Recipe
 from rdrop.toolkit.recipe_file import load_recipe
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Listing, Metric, Run

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rdrop.toolkit import train
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import description, objective
-from rdrop.toolkit.recipe import ArmName
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.task import Task
 from rdrop.toolkit.tasks.digits import DigitsRecipe, DigitsTask, TensorRows

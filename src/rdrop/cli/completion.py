@@ -37,8 +37,6 @@ def recipes() -> list[str]:
 
 def arms() -> list[str]:
     """The arms."""
-    from typing import get_args
+    from rdrop.toolkit.arm_names import EXAMPLES, FIXED
 
-    from rdrop.toolkit.recipe import ArmName
-
-    return list(get_args(ArmName))
+    return [*FIXED, *EXAMPLES]

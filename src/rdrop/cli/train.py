@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -15,7 +15,8 @@ from rdrop.cli.recipe_words import RUNS, WORDS_HELP, default_folder, recipe_and_
 from rdrop.errors import UserError
 
 if TYPE_CHECKING:
-    from rdrop.toolkit.recipe import ArmName, Recipe
+    from rdrop.toolkit.arm_names import ArmName
+    from rdrop.toolkit.recipe import Recipe
     from rdrop.toolkit.single_run import TrainingRecord
 
 
@@ -76,17 +77,16 @@ def train(
 
 def _arm(typed: str | None, resumed: Path | None) -> ArmName:
     """The arm that was asked for; that of the run in a folder where none was."""
-    from rdrop.toolkit.recipe import ArmName
+    from rdrop.toolkit.arm_names import EXPECTED, FIXED, variant
 
     if typed is None and resumed is not None:
         from rdrop.toolkit.single_run import held_arm
 
         typed = held_arm(resumed)
     chosen = typed or "rdrop"
-    found = next((name for name in get_args(ArmName) if name == chosen), None)
-    if found is None:
-        raise UserError(f"got --arm {chosen}, expected one of {', '.join(get_args(ArmName))}")
-    return cast("ArmName", found)
+    if chosen not in FIXED and variant(chosen) is None:
+        raise UserError(f"got --arm {chosen}, expected {EXPECTED}")
+    return chosen
 
 
 def _run(recipe: Recipe, folder: Path, arm: ArmName, seed: int, *, resume: bool, command: str) -> TrainingRecord | None:

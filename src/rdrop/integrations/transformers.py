@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
+from rdrop.blocks import block
 from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
 from rdrop.kernels import Impl
 from rdrop.kernels.linear import logits_of as logits_of_head
 from rdrop.linear_loss import linear_rdrop_loss
-from rdrop.loss import RDropLoss, RDropOutput
+from rdrop.loss import RDropLoss, RDropOutput, rdrop_loss
 from rdrop.options import Divergence, Kind, StopGradient
 from rdrop.passes import Strategy, forward_passes
 from rdrop.schedule import Schedule, follow_learning_rate
+from rdrop.strategies import Request
 
 IGNORE_INDEX = -100  # the label that the Trainer leaves out of its count of items
 LARGE_LOGITS = 1 << 27  # bytes of logits of all passes from which on they are made in chunks
@@ -42,6 +44,11 @@ class RDropConfig:
         every: Make them in each `every`-th optimizer step alone, and a single pass in the others, at least 1. A
             divergence that counts in one step of k weighs as much as before with k times the alpha: its gradient is the
             same in the mean over steps, and its variance k times as large.
+        fraction: Share of the rows of a micro-batch that make the passes after the first, 0 < fraction <= 1. Their
+            divergence is scaled up to stand for all rows.
+        branch_at: Where the passes part, see `rdrop.forward_passes`: the name of a module, or the place of a block in
+            `rdrop.blocks` (-1 is the last).
+        one_sided: The passes after the first have no gradients, see `rdrop.forward_passes`.
         strategy: How the passes are run, see `rdrop.forward_passes`.
         kind: What the logits mean, see `rdrop.rdrop_loss`.
         divergence: What ties the passes together, see `rdrop.divergence`.
@@ -59,6 +66,9 @@ class RDropConfig:
     alpha_follows_learning_rate: bool = False
     passes: int = 2
     every: int = 1
+    fraction: float = 1.0
+    branch_at: str | int | None = None
+    one_sided: bool = False
     strategy: Strategy = "auto"
     kind: Kind = "categorical"
     divergence: Divergence = "symmetric_kl"
@@ -69,6 +79,8 @@ class RDropConfig:
     def __post_init__(self) -> None:
         if self.every < 1:
             raise ValueError(f"every is {self.every}; expected at least 1, which is R-Drop in each step")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction is {self.fraction}; expected a share of the rows, 0 < fraction <= 1")
         if self.alpha_follows_learning_rate and callable(self.alpha):
             raise ValueError(
                 "alpha is a schedule and alpha_follows_learning_rate is true; expected a number for alpha, "
@@ -153,6 +165,7 @@ class RDropTrainer(Trainer):
         # losses that use that count. Ours does, whatever the model's forward takes; evaluation goes by the
         # model again.
         self._head: LanguageHead | str | None = None  # why not, or not looked for yet
+        self._branch_at: str | None = None
         self._forward_takes_count = self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs = True
         self._parts = _Parts()
@@ -230,7 +243,7 @@ class RDropTrainer(Trainer):
         alpha = self.rdrop_loss.current_alpha if tied or self.rdrop.passes == 1 else None
         self._parts.add(result.task_loss, result.divergence, alpha, weight, share)
         if tied and self.rdrop.kind == "categorical" and self._logs_before_next_pair():
-            self._parts.compare(_choices(head, logits.detach()), labels)
+            self._parts.compare(_choices(head, logits.detach()), labels, self._rows_for_one_pair(len(labels)))
         return (loss, outputs) if return_outputs else loss
 
     def answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
@@ -243,7 +256,18 @@ class RDropTrainer(Trainer):
         Returns:
             Outputs whose logits have the pass axis first, `(M, B, ..., C)`.
         """
-        return forward_passes(model, passes=self.passes_of_step, strategy=self.rdrop.strategy, **batch)
+        rdrop = self.rdrop
+        if rdrop.branch_at is not None and self._branch_at is None:
+            self._branch_at = block(model, rdrop.branch_at)
+        return forward_passes(
+            model,
+            passes=self.passes_of_step,
+            strategy=rdrop.strategy,
+            fraction=rdrop.fraction,
+            branch_at=self._branch_at,
+            one_sided=rdrop.one_sided,
+            **batch,
+        )
 
     @property
     def passes_of_step(self) -> int:
@@ -319,12 +343,18 @@ class RDropTrainer(Trainer):
 
     def _objective(self, head: LanguageHead | None, answers: Tensor, labels: Tensor, **options: Any) -> RDropOutput:
         """The terms of a micro-batch, of its logits or of what the head makes them of."""
+        stands_for = self._rows_for_one_pair(len(labels))
+        options |= self.rdrop_loss.options | {"alpha": self.rdrop_loss.current_alpha * stands_for}
         if head is None:
-            return self.rdrop_loss(answers, labels, **options)  # type: ignore[no-any-return]
-        with self.accelerator.autocast():
-            return linear_rdrop_loss(
-                answers, head.layer.weight, labels, **head.options, **self.rdrop_loss.options, **options
-            )
+            found = rdrop_loss(answers, labels, **options)
+        else:
+            with self.accelerator.autocast():
+                found = linear_rdrop_loss(answers, head.layer.weight, labels, **head.options, **options)
+        return found._replace(divergence=found.divergence * stands_for)
+
+    def _rows_for_one_pair(self, rows: int) -> float:
+        """For how many rows of a micro-batch one stands that made more than one pass."""
+        return rows / Request(self.rdrop.passes, self.rdrop.fraction).again(rows) if self.passes_of_step > 1 else 1.0
 
     def _logs_before_next_pair(self) -> bool:
         """Whether the log is written before passes are compared the next time."""
@@ -351,11 +381,14 @@ class _Parts:
     steps: float = 0.0
     tied: float = 0.0
 
-    def compare(self, choices: Tensor, labels: Tensor) -> None:
-        """Adds the positions of choices `(M, B, ...)` that count, and those on which all passes agree."""
+    def compare(self, choices: Tensor, labels: Tensor, stands_for: float) -> None:
+        """Adds the positions of choices `(M, B, ...)` that count, and those on which all passes agree.
+
+        Rows that made one pass agree with themselves; each row that differs stands for some of them.
+        """
         counts = (labels != IGNORE_INDEX) if labels.shape == choices.shape[1:] else torch.ones_like(choices[0]).bool()
-        agree = (choices[1:] == choices[:1]).all(0) & counts
-        self.agreeing = self.agreeing + agree.sum()
+        differ = (choices[1:] != choices[:1]).any(0) & counts
+        self.agreeing = self.agreeing + counts.sum() - stands_for * differ.sum()
         self.compared = self.compared + counts.sum()
 
     def add(self, task_loss: Tensor, divergence: Tensor, alpha: float | None, weight: float, share: float) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rdrop.toolkit.recipe import ArmName, Recipe, Training
+from rdrop.toolkit.arm_names import ArmName, economy, variant
+from rdrop.toolkit.recipe import Chosen, RDrop, Recipe, Training
 
 BASELINE: ArmName = "plain"
 
@@ -17,7 +18,11 @@ class Objective:
     passes: int
     alpha: float
     every: int = 1  # of so many steps, one has these passes, and the others have one
+    fraction: float = 1.0  # of the examples make more than one pass
+    branch_at: str | int | None = None  # below it, the passes have the same masks
+    one_sided: bool = False  # passes after the first have no gradients
     equal_compute: bool = False  # train for as long as a run of `rdrop` computes
+    longer: float = 1.0  # times the steps of `plain`
 
 
 def recipe_of(arm: ArmName, recipe: Recipe) -> Recipe:
@@ -27,29 +32,31 @@ def recipe_of(arm: ArmName, recipe: Recipe) -> Recipe:
     >>> recipe_of("rdrop", recipe).rdrop.alpha, recipe_of("twice", recipe).rdrop.alpha
     (3.0, 1.0)
     """
-    chosen = recipe.compare.chosen.get(arm)
-    if chosen is None:
-        return recipe
-    alpha = {} if chosen.alpha is None else {"rdrop": recipe.rdrop.model_copy(update={"alpha": chosen.alpha})}
-    dropout = {} if chosen.dropout is None else {"model": recipe.model.model_copy(update={"dropout": chosen.dropout})}
-    return recipe.model_copy(update=alpha | dropout)
+    chosen = recipe.compare.chosen.get(arm, Chosen())
+    rdrop = economy(arm) or {}
+    if chosen.alpha is not None:
+        rdrop = {**rdrop, "alpha": chosen.alpha}
+    model = {} if chosen.dropout is None else {"dropout": chosen.dropout}
+    return recipe.model_copy(
+        update={"rdrop": recipe.rdrop.model_copy(update=rdrop), "model": recipe.model.model_copy(update=model)}
+    )
 
 
 def objective(arm: ArmName, recipe: Recipe) -> Objective:
     """What an arm trains with; `recipe` is that of the arm.
 
-    >>> objective("twice", Recipe())
-    Objective(passes=2, alpha=0.0, every=1, equal_compute=False)
+    >>> goal = objective("every-2", recipe_of("every-2", Recipe()))
+    >>> goal.passes, goal.alpha, goal.every
+    (2, 1.0, 2)
     """
-    match arm:
-        case "plain":
-            return Objective(passes=1, alpha=0.0)
-        case "twice":
-            return Objective(passes=recipe.rdrop.passes, alpha=0.0, every=recipe.rdrop.every)
-        case "rdrop":
-            return Objective(passes=recipe.rdrop.passes, alpha=recipe.rdrop.alpha, every=recipe.rdrop.every)
-        case "longer":
-            return Objective(passes=1, alpha=0.0, equal_compute=True)
+    found = variant(arm)
+    if arm in ("plain", "longer"):
+        return Objective(passes=1, alpha=0.0, equal_compute=arm == "longer")
+    if found is not None and found.kind == "longer":
+        return Objective(passes=1, alpha=0.0, longer=found.number)
+    rdrop = recipe.rdrop
+    alpha = 0.0 if arm == "twice" else rdrop.alpha
+    return Objective(rdrop.passes, alpha, rdrop.every, rdrop.fraction, rdrop.branch_at, rdrop.one_sided)
 
 
 def description(arm: ArmName, recipe: Recipe) -> str:
@@ -57,18 +64,33 @@ def description(arm: ArmName, recipe: Recipe) -> str:
 
     >>> description("plain", Recipe())
     'Plain training: one pass in each step.'
+    >>> description("fraction-0.25", Recipe())
+    'R-Drop: 2 passes in each step, the further ones for 0.25 of the examples, tied together by the divergence.'
     """
-    passes, every = recipe.rdrop.passes, recipe.rdrop.every
-    where = "each step" if every == 1 else f"one of {every} steps, one in the others"
-    match arm:
-        case "plain":
-            return "Plain training: one pass in each step."
-        case "twice":
-            return f"{passes} passes in {where} and no divergence: what the additional passes do on their own."
-        case "rdrop":
-            return f"R-Drop: {passes} passes in {where}, tied together by the divergence."
-        case "longer":
-            return "Plain training with as many more steps as make its compute equal to that of `rdrop`."
+    found = variant(arm)
+    if arm == "plain":
+        return "Plain training: one pass in each step."
+    if arm == "longer":
+        return "Plain training with as many more steps as make its compute equal to that of `rdrop`."
+    if found is not None and found.kind == "longer":
+        return f"Plain training with {found.number:g} times the steps."
+    passes = _passes(recipe_of(arm, recipe).rdrop)
+    if arm == "twice":
+        return f"{passes} and no divergence: what the additional passes do on their own."
+    return f"R-Drop: {passes}, tied together by the divergence."
+
+
+def _passes(rdrop: RDrop) -> str:
+    """How many passes are made, and where and how."""
+    told = f"{rdrop.passes} passes in " + (
+        "each step" if rdrop.every == 1 else f"one of {rdrop.every} steps, one in the others"
+    )
+    if rdrop.fraction < 1:
+        told += f", the further ones for {rdrop.fraction:g} of the examples"
+    if rdrop.branch_at is not None:
+        where = f"block {rdrop.branch_at}" if isinstance(rdrop.branch_at, int) else rdrop.branch_at
+        told += f", with the same masks below {where}"
+    return told + (", the further ones without gradients" if rdrop.one_sided else "")
 
 
 def nominal_steps(training: Training, batches: int | None) -> int:

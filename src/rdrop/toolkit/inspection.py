@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from rdrop.errors import RDropWarning, UserError
-from rdrop.passes import PassPlan, Strategy, explain_passes, forward_passes
+from rdrop.passes import Strategy, explain_passes, forward_passes
+from rdrop.plan import PassPlan
 from rdrop.stochastic import StochasticLayer, set_dropout, stochastic_layers, warn_if_no_effect
 from rdrop.toolkit.model_source import Example
 

@@ -13,7 +13,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-ArmName = Literal["plain", "twice", "rdrop", "longer"]
+from rdrop.toolkit.arm_names import EXPECTED, ArmName
+
 SplitName = Literal["validation", "test"]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
@@ -145,6 +146,20 @@ class RDrop(Section):
         description="Make them in each k-th optimizer step alone, and one pass in the others; with k times the alpha "
         "the divergence weighs as much as before.",
     )
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=1.0,
+        description="Share of the examples, drawn anew in each step, that make the further passes; the divergence of "
+        "those stands for all.",
+    )
+    branch_at: str | int | None = Field(
+        default=None,
+        description="Where the passes part: the name of a module, or the place of a block (-1: the last). Below it "
+        "they have the same masks and are computed once. null: at the first dropout.",
+    )
+    one_sided: bool = Field(
+        default=False,
+        description="Further passes without gradients; those of the first count for all.",
+    )
     strategy: Literal["auto", "concat", "sequential", "shared"] = Field(
         default="auto", description="How the passes are run (see `rdrop.forward_passes`)."
     )
@@ -156,6 +171,24 @@ class RDrop(Section):
         default=None,
         description="Passes that are held constant inside the divergence; null: none, as in the paper.",
     )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Self:
+        if self.fraction < 1 and self.branch_at is not None:
+            raise fault(
+                f"got {self.fraction:g}, and {self.branch_at} for rdrop.branch_at; expected one of them, since passes "
+                "over other examples share no trunk",
+                "rdrop.fraction",
+                "rdrop.branch_at",
+            )
+        if self.one_sided and self.stop_gradient is not None:
+            raise fault(
+                f"got true, and {self.stop_gradient} for rdrop.stop_gradient; expected one of them, since the further "
+                "passes have no gradient to stop",
+                "rdrop.one_sided",
+                "rdrop.stop_gradient",
+            )
+        return self
 
 
 class Chosen(Section):
@@ -171,7 +204,10 @@ class Compare(Section):
     arms: Annotated[list[ArmName], Field(min_length=1), AfterValidator(distinct), AfterValidator(_with_plain)] = Field(
         default=["plain", "twice", "rdrop", "longer"],
         description="`plain`: one pass. `twice`: all passes, alpha 0. `rdrop`: all passes and the "
-        "divergence. `longer`: plain, with as many more steps as make its compute equal to that of `rdrop`.",
+        "divergence. `longer`: plain, with as many more steps as make its compute equal to that of `rdrop`. "
+        "`longer-1.25`: with 1.25 times the steps. Cheaper forms of `rdrop`: `every-2`, `fraction-0.25`, `last-1` (the "
+        "passes part at the last block), `one-sided`.",
+        json_schema_extra={"expected": f"a list, each entry {EXPECTED}"},
     )
     seeds: Annotated[list[Seed], Field(min_length=1), AfterValidator(distinct)] = Field(
         default=[0, 1, 2, 3, 4],

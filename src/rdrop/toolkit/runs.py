@@ -12,7 +12,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from rdrop.errors import UserError
-from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.arm_names import ArmName
+from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.summary import Record, Run
 
 RECIPE_FILE = "recipe.yaml"

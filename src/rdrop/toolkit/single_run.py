@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, Protocol
 
 import yaml
 from pydantic import Field, ValidationError
@@ -26,9 +26,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from rdrop.errors import RDropWarning, UserError
 from rdrop.integrations.transformers import RDropTrainer
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import objective, recipe_of
 from rdrop.toolkit.environment import machine, versions
-from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RECIPE_FILE, claimed, write_atomically
 from rdrop.toolkit.summary import Environment, Metric, Record, Run
 from rdrop.toolkit.task import Splits, Task
@@ -38,12 +39,12 @@ from rdrop.toolkit.train import (
     UNSHOWN,
     build_model,
     curves,
-    equal_compute_steps,
     example_batch,
     judge,
     make_trainer,
     planned_steps,
     step_compute,
+    steps_of,
 )
 
 RECORD_FILE = "run.json"
@@ -168,7 +169,7 @@ def read_record(folder: Path) -> TrainingRecord:
 
 def arm_of(record: TrainingRecord) -> ArmName:
     """The arm of a finished run, whose own settings its model has."""
-    return cast(ArmName, record.run.arm)
+    return record.run.arm
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -224,14 +225,13 @@ def _train(
     progress.read()
     task = task_of(recipe_of(arm, recipe))
     splits = task.load(seed)
-    nominal = steps = planned_steps(task, splits)
+    nominal = planned_steps(task, splits)
     write_atomically(out / ARM_FILE, arm)
     model = build_model(task, seed)
     goal = objective(arm, task.recipe)
     batch = example_batch(task, splits)
     compute, _ = step_compute(model, batch, goal, task.recipe)
-    if goal.equal_compute:
-        steps = equal_compute_steps(model, batch, recipe, nominal)
+    steps = steps_of(goal, model, batch, recipe, nominal)
     training = task.recipe.training
     trainer = make_trainer(
         task,

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from statistics import median
 from typing import TYPE_CHECKING
 
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import BASELINE, description, objective, recipe_of
 from rdrop.toolkit.headline import Finding, headline, with_intervals
-from rdrop.toolkit.recipe import ArmName, Recipe, cautions
+from rdrop.toolkit.recipe import Recipe, cautions
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.statistics import interval, paired_difference
 from rdrop.toolkit.summary import Arm, Environment, Interval, Metric, Summary, Timing

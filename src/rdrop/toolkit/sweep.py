@@ -16,9 +16,10 @@ from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from rdrop.errors import UserError
 from rdrop.toolkit import worker
+from rdrop.toolkit.arm_names import ArmName, economy
 from rdrop.toolkit.data.file_data import FileData
 from rdrop.toolkit.pool import Progress, environment_of, worker_pool
-from rdrop.toolkit.recipe import ArmName, Chosen, Recipe, Section, Seed, distinct, fault
+from rdrop.toolkit.recipe import Chosen, Recipe, Section, Seed, distinct, fault
 from rdrop.toolkit.recipe_file import recipe_text
 from rdrop.toolkit.runs import RunFolder, RunRecord, claimed, write_atomically
 from rdrop.toolkit.summary import Environment, Metric, Record
@@ -134,13 +135,12 @@ def settings(arms: Sequence[ArmName], grid: Grid) -> list[Setting]:
     >>> [(setting.alpha, setting.dropout) for setting in tried if setting.arm == "rdrop"]
     [(1.0, 0.1), (2.0, 0.1), (1.0, 0.4), (2.0, 0.4)]
     """
-    pairs = [Setting(arm="rdrop", alpha=alpha, dropout=dropout) for dropout in grid.dropouts for alpha in grid.alphas]
+    pairs = [(alpha, dropout) for dropout in grid.dropouts for alpha in grid.alphas]
+    rates = [(None, dropout) for dropout in grid.spread_dropouts]
     return [
-        setting
+        Setting(arm=arm, alpha=alpha, dropout=dropout)
         for arm in arms
-        for setting in (
-            pairs if arm == "rdrop" else [Setting(arm=arm, dropout=dropout) for dropout in grid.spread_dropouts]
-        )
+        for alpha, dropout in (pairs if arm == "rdrop" or economy(arm) else rates)
     ]
 
 

@@ -26,13 +26,15 @@ from transformers import (
 )
 
 from rdrop import schedule
+from rdrop.blocks import block
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
-from rdrop.passes import Strategy, explain_passes, forward_passes
+from rdrop.passes import explain_passes, forward_passes
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
 from rdrop.toolkit.images.network_pair import NetworkPair
 from rdrop.toolkit.pretrained import apply_dropout
-from rdrop.toolkit.recipe import ArmName, Recipe, Training
+from rdrop.toolkit.recipe import Recipe, Training
 from rdrop.toolkit.runs import RunRecord
 from rdrop.toolkit.summary import Curve, Metric, Run
 from rdrop.toolkit.task import Evaluation, Splits, Task
@@ -124,9 +126,7 @@ def train_run(
     goal = objective(arm, task.recipe)
     batch = example_batch(task, splits)
     compute, strategy = step_compute(model, batch, goal, task.recipe)
-    steps = nominal
-    if goal.equal_compute:
-        steps = equal_compute_steps(model, batch, recipe, nominal)
+    steps = steps_of(goal, model, batch, recipe, nominal)
     watch = Watch(advance, nominal=nominal, steps=steps, every=goal.every)
     error: str | None = None
     found = Evaluation({})
@@ -188,33 +188,53 @@ def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, re
     """
     if isinstance(model, NetworkPair):  # whose two passes are one of each network, in every arm
         return 1.0, "single"
-    inputs = {name: column for name, column in batch.items() if name != "labels"}
+    inputs: dict[str, Any] = {name: column for name, column in batch.items() if name != "labels"}
     model = deepcopy(model).train()
     shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
     if shift is not None and "decoder_input_ids" not in inputs:
         inputs["decoder_input_ids"] = shift(labels=batch["labels"])
-    strategy: str = recipe.rdrop.strategy
-    if strategy == "auto" or goal.passes == 1:
-        strategy = explain_passes(model, passes=goal.passes, **inputs).strategy
-    plain = _operations(model, inputs, 1, "auto")
-    tied = _operations(model, inputs, goal.passes, recipe.rdrop.strategy) / plain
-    return 1 + (tied - 1) / goal.every, strategy
+    if goal.passes == 1:
+        return 1.0, "single"
+    strategy: Any = recipe.rdrop.strategy
+    try:
+        if strategy == "auto":
+            strategy = explain_passes(model, passes=goal.passes, **pass_options(model, goal), **inputs).strategy
+        # A fraction is that of a full batch, and not of these few examples.
+        options = pass_options(model, replace(goal, fraction=1.0))
+        tied = _operations(model, inputs, passes=goal.passes, strategy=strategy, **options)
+    except ValueError as error:
+        raise UserError(f"the passes of the arm cannot be made: {error}") from error
+    more = tied / _operations(model, inputs) - 1
+    return 1 + more * goal.fraction / goal.every, strategy
 
 
-def equal_compute_steps(model: nn.Module, batch: dict[str, Tensor], recipe: Recipe, steps: int) -> int:
-    """Plain steps with the compute of so many steps of the arm `rdrop`, at the dropout rate of that arm.
+def pass_options(model: nn.Module, goal: Objective) -> dict[str, Any]:
+    """What an arm asks of `forward_passes`, beside the number of passes.
 
-    At the model's own rate the passes might be cheaper: without any dropout, they are one.
+    Raises:
+        ValueError: The model has not the block at which the passes are to part.
     """
+    branch_at = None if goal.branch_at is None else block(model, goal.branch_at)
+    return {"fraction": goal.fraction, "branch_at": branch_at, "one_sided": goal.one_sided}
+
+
+def steps_of(goal: Objective, model: nn.Module, batch: dict[str, Tensor], recipe: Recipe, steps: int) -> int:
+    """Optimizer steps of an arm, where a run of `plain` has so many.
+
+    Those of `longer` have the compute of the arm `rdrop`, at the dropout rate of that arm: at the model's own rate the
+    passes might be cheaper; without any dropout, they are one.
+    """
+    if not goal.equal_compute:
+        return round(steps * goal.longer)
     rival = recipe_of("rdrop", recipe)
     model = apply_dropout(deepcopy(model), rival.model.dropout)
     return round(steps * step_compute(model, batch, objective("rdrop", rival), rival)[0])
 
 
-def _operations(model: nn.Module, inputs: dict[str, Tensor], passes: int, strategy: Strategy) -> int:
+def _operations(model: nn.Module, inputs: dict[str, Any], *, passes: int = 1, **options: Any) -> int:
     """Floating-point operations of one forward and backward."""
     with FlopCounterMode(display=False) as counter:
-        forward_passes(model, passes=passes, strategy=strategy, **inputs)["logits"].sum().backward()
+        forward_passes(model, passes=passes, **options, **inputs)["logits"].sum().backward()
     return int(counter.get_total_flops())
 
 
@@ -336,6 +356,9 @@ def _rdrop_config(task: Task[Any], goal: Objective, steps: int) -> RDropConfig:
         alpha_follows_learning_rate=rdrop.schedule == "learning_rate" and goal.alpha > 0,
         passes=goal.passes,
         every=goal.every,
+        fraction=goal.fraction,
+        branch_at=goal.branch_at,
+        one_sided=goal.one_sided,
         strategy=rdrop.strategy,
         kind=task.kind,
         divergence=rdrop.divergence,

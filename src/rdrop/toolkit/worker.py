@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rdrop.errors import RDropWarning
-from rdrop.toolkit.recipe import ArmName, Recipe
+from rdrop.toolkit.arm_names import ArmName
+from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RunRecord
 
 if TYPE_CHECKING:

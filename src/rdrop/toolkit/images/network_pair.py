@@ -131,8 +131,11 @@ class PairTrainer(RDropTrainer):
         pair = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         if not isinstance(pair, NetworkPair):
             raise TypeError(f"PairTrainer got a {type(pair).__name__}; expected a NetworkPair, or use RDropTrainer")
-        if rdrop.every != 1:
-            raise ValueError(f"every is {rdrop.every}; expected 1: both networks of a pair are trained in each step")
+        if (rdrop.every, rdrop.fraction, rdrop.branch_at, rdrop.one_sided) != (1, 1.0, None, False):
+            raise ValueError(
+                f"every is {rdrop.every}, fraction {rdrop.fraction}, branch_at {rdrop.branch_at}, one_sided "
+                f"{rdrop.one_sided}; expected their defaults: both networks of a pair are trained in each step"
+            )
         if rdrop.passes != 2:
             raise ValueError(f"passes is {rdrop.passes}; expected 2, one for each network of the pair")
         if rdrop.strategy != "auto":

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from rdrop.toolkit.data.file_data import TableData
 from rdrop.toolkit.images.models import Library
 from rdrop.toolkit.images.transforms import AugmentationKind, CropMode, Flips
-from rdrop.toolkit.recipe import Model, Rate, Recipe, Training, fault
+from rdrop.toolkit.recipe import Model, Rate, RDrop, Recipe, Training, fault
 
 PAIR_ARMS = ("plain", "rdrop")
 NETWORKS = ("first", "second")
@@ -157,18 +157,15 @@ class ImageRecipe(Recipe):
                 "rdrop.passes",
                 "model.second",
             )
-        if self.rdrop.every != 1:
-            raise fault(
-                f"got {self.rdrop.every}, but with two networks (model.second) each runs in every step; write 1",
-                "rdrop.every",
-                "model.second",
-            )
-        if self.rdrop.strategy != "auto":
-            raise fault(
-                f"got {self.rdrop.strategy}, but with two networks (model.second) each runs once; write auto",
-                "rdrop.strategy",
-                "model.second",
-            )
+        for key in ("every", "fraction", "branch_at", "one_sided", "strategy"):
+            got, whole = getattr(self.rdrop, key), RDrop.model_fields[key].default
+            if got != whole:
+                raise fault(
+                    f"got {got}, but with two networks (model.second) each makes one whole pass in every step; write "
+                    f"{'null' if whole is None else str(whole).lower() if isinstance(whole, bool) else whole}",
+                    f"rdrop.{key}",
+                    "model.second",
+                )
 
     def without_dropout_twice_is_plain(self) -> bool:
         """Whether the passes differ by dropout alone: not with two networks, nor with stochastic depth."""

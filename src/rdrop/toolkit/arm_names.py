@@ -1,0 +1,73 @@
+"""The names of arms, and the settings that some of them carry: `every-2` is R-Drop in every second step."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import AfterValidator
+from pydantic_core import PydanticCustomError
+
+FIXED = ("plain", "twice", "rdrop", "longer")
+_FORMS = {
+    "every": r"every-(\d+)",
+    "fraction": r"fraction-(0?\.\d+)",
+    "last": r"last-(\d+)",
+    "one_sided": "one-sided",
+    "longer": r"longer-(\d+(?:\.\d+)?)",
+}
+EXAMPLES = ("every-2", "fraction-0.25", "last-1", "one-sided", "longer-1.25")
+EXPECTED = f"one of {', '.join(FIXED)}, or with a number of your own {', '.join(EXAMPLES)}"
+
+
+class Variant(NamedTuple):
+    """What the name of an arm says beside its kind."""
+
+    kind: str
+    """`every`, `fraction`, `last`, `one_sided` or `longer`."""
+    number: float
+
+
+def variant(name: str) -> Variant | None:
+    """What a name says, or None if it is that of a fixed arm or of none.
+
+    >>> variant("fraction-0.25")
+    Variant(kind='fraction', number=0.25)
+    """
+    for kind, form in _FORMS.items():
+        match = re.fullmatch(form, name)
+        if match:
+            number = float(match[1]) if match.groups() else 0.0
+            allowed = number > 1 if kind in ("every", "longer") else number > 0 or kind == "one_sided"
+            return Variant(kind, number) if allowed and number <= 1000 else None
+    return None
+
+
+def economy(name: str) -> dict[str, Any] | None:
+    """The fields of a recipe's section `rdrop` that an arm has in place of the recipe's; None if it has none.
+
+    >>> economy("last-2")
+    {'every': 1, 'fraction': 1.0, 'branch_at': -2, 'one_sided': False}
+    """
+    found = variant(name)
+    if found is None or found.kind == "longer":
+        return None
+    whole: dict[str, Any] = {"every": 1, "fraction": 1.0, "branch_at": None, "one_sided": False}
+    match found.kind:
+        case "every":
+            return whole | {"every": int(found.number)}
+        case "fraction":
+            return whole | {"fraction": found.number}
+        case "last":
+            return whole | {"branch_at": -int(found.number)}
+        case _:
+            return whole | {"one_sided": True}
+
+
+def _known(name: str) -> str:
+    if name not in FIXED and variant(name) is None:
+        raise PydanticCustomError("recipe", "{message}", {"message": f"got {name}, expected {EXPECTED}", "keys": ()})
+    return name
+
+
+ArmName = Annotated[str, AfterValidator(_known)]
