@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import socket
+import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -48,7 +49,6 @@ SEQ2SEQ: dict[str, Any] = {
     "decoder_ffn_dim": 32,
     "vocab_size": 20,
     "pad_token_id": 1,
-    "attn_implementation": "eager",  # the fused attention of the CPU has no rule for vmap
 }
 
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -182,8 +182,11 @@ def test_with_randomness_every_usable_strategy_gives_different_passes(case: Call
 # The random-number contract.
 
 
+@pytest.mark.parametrize("strategy", ["sequential", "shared"])
 @pytest.mark.parametrize("case", CASES)
-def test_sequential_is_m_calls_in_a_row_and_one_pass_is_one_call_bit_for_bit(case: Callable[[], Case]) -> None:
+def test_passes_in_turn_are_m_calls_in_a_row_and_one_pass_is_one_call_bit_for_bit(
+    case: Callable[[], Case], strategy: Strategy
+) -> None:
     torch.manual_seed(0)
     model, args, kwargs = case()
     model.train()
@@ -194,7 +197,7 @@ def test_sequential_is_m_calls_in_a_row_and_one_pass_is_one_call_bit_for_bit(cas
     after = torch.get_rng_state()
     model.load_state_dict(state)
     torch.manual_seed(1)
-    passes = logits(forward_passes(model, *args, passes=3, strategy="sequential", **kwargs))
+    passes = logits(forward_passes(model, *args, passes=3, strategy=strategy, **kwargs))
     assert torch.equal(passes, torch.stack(manual))
     assert torch.equal(torch.get_rng_state(), after)
     model.load_state_dict(state)
@@ -243,10 +246,10 @@ def test_auto_shares_what_lies_below_a_dropout_in_the_head() -> None:
     assert (plan.strategy, plan.passes) == ("shared", 4)
     assert 1 <= plan.cost["shared"] < 1.1
     assert plan.cost["concat"] == plan.cost["sequential"] == 4
-    calls = []
-    model.conv1.register_forward_hook(lambda *_: calls.append(1))
+    convolutions = []
+    model.conv1.register_forward_hook(lambda *hooked: convolutions.append(hooked[2]))
     forward_passes(model, *args, passes=4)
-    assert len(calls) == 1
+    assert len({id(output) for output in convolutions}) == 1
 
 
 def test_auto_repeats_the_batch_where_dropout_comes_first() -> None:
@@ -263,8 +266,9 @@ def test_auto_decides_once_and_again_when_other_layers_draw() -> None:
     x, calls = torch.randn(3, 6), []
     model[1].register_forward_hook(lambda *_: calls.append(1))
     assert explain_passes(model, x) is explain_passes(model, x)
-    assert len(calls) == 2  # one plain, one shared
-    assert explain_passes(model, x).cost["shared"] == pytest.approx((36 + 2 * 18) / 54)
+    assert len(calls) == 3  # one plain, and one for each pass
+    forward, backward = 36 + 2 * 18, 36 + 2 * 2 * 18  # the inputs of the first layer need no gradient
+    assert explain_passes(model, x).cost["shared"] == pytest.approx((forward + backward) / (54 + 36 + 2 * 18))
     set_dropout(model, 0.5)
     assert explain_passes(model, x).cost["shared"] == pytest.approx(2)
     assert explain_passes(model, x).strategy == "concat"
@@ -275,58 +279,42 @@ def test_one_pass_is_a_plan_of_its_own() -> None:
     assert (plan.strategy, plan.cost, plan.refusals) == ("single", {"single": 1.0}, {})
 
 
+class Custom(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function, self.drop, self.linear = function, nn.Dropout(0.5), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.drop(self.function(self.linear(x)))
+        return out
+
+
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda: resnet(drop_path_rate=0.3)[0], "inplace randomness"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5, inplace=True), nn.ReLU()), "inplace"),
-        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.Dropout(0.5), nn.BatchNorm2d(3)), "Batch norm"),
-        (lambda: Branching(), "data-dependent|control flow|item"),
+        (lambda: Custom(scripted()), "aten.exp.default run out of sight"),
+        (lambda: Checkpointed(True), "CheckpointError"),
     ],
 )
 def test_shared_refuses_with_the_reason_and_auto_then_repeats(build: Callable[[], nn.Module], reason: str) -> None:
     torch.manual_seed(0)
-    model, x = build(), torch.randn(3, 3, 32, 32)
+    model, x = build(), torch.randn(3, 6)
     plan = explain_passes(model, x)
     assert plan.strategy == "concat"
     assert set(plan.cost) == {"concat", "sequential"}
-    before = statistics(model)
-    with pytest.raises(RuntimeError, match=f'(?s)"shared" cannot be used for .*({reason}).*Use "concat" or'):
+    with pytest.raises(RuntimeError, match=f'(?s)"shared" cannot be used for .*{reason}.*Use "concat" or'):
         forward_passes(model, x, strategy="shared")
-    torch.testing.assert_close(statistics(model), before, rtol=0, atol=0)
     assert forward_passes(model, x).shape[:2] == (2, 3)
 
 
-class Branching(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.drop = nn.Conv2d(3, 3, 1), nn.Dropout(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.drop(self.conv(x))
-        return y if y.sum() > 0 else -y
+def exponential(x: Tensor) -> Tensor:
+    return x.exp()
 
 
-def test_shared_refuses_masks_inside_recurrent_layers_and_fused_operations() -> None:
-    assert "recurrent layer" in explain_passes(Recurrent(), torch.randn(3, 5, 4)).refusals["shared"]
-
-    @torch.library.custom_op("rdrop_test::fused", mutates_args=())
-    def fused(x: Tensor, dropout_p: float) -> Tensor:
-        return x * (torch.rand_like(x) > dropout_p)
-
-    class Fused(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear, self.dropout = nn.Linear(6, 3), 0.5
-
-        def forward(self, x: Tensor) -> Tensor:
-            result: Tensor = fused(self.linear(x), self.dropout if self.training else 0.0)
-            return result
-
-    model, x = Fused(), torch.randn(3, 6)
-    with torch.no_grad():
-        assert "rdrop_test.fused" in explain_passes(model, x).refusals["shared"]
-        assert explain_passes(model.eval(), x).refusals == {}
+def scripted() -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and still in use
+        return torch.jit.script(exponential)
 
 
 def test_layer_drop_alone_needs_a_forward_for_each_pass() -> None:
@@ -341,9 +329,10 @@ def test_layer_drop_alone_needs_a_forward_for_each_pass() -> None:
 
     torch.manual_seed(0)
     model, x = LayerDrop(), torch.randn(3, 6)
-    assert explain_passes(model, x, passes=8).strategy == "sequential"
-    out = forward_passes(model, x, passes=8)
-    assert len({float(p.sum()) for p in out.detach()}) == 2
+    for strategy in ("auto", "sequential", "shared"):
+        out = forward_passes(model, x, passes=8, strategy=strategy)
+        assert len({float(p.sum()) for p in out.detach()}) == 2
+    assert explain_passes(model, x, passes=8).strategy in ("shared", "sequential")
 
 
 # Structures.
@@ -432,7 +421,6 @@ def test_model_outputs_of_transformers_keep_their_type_and_their_other_fields() 
         assert list(out.keys()) == list(plain.keys())
         assert out.logits is out["logits"]
         assert [h.shape for h in out.hidden_states] == [(2, *h.shape) for h in plain.hidden_states]
-        assert (out.past_key_values is None) == (strategy == "shared")
 
 
 def test_trap_09_rows_are_kept_together_and_an_odd_batch_is_no_problem() -> None:
@@ -573,15 +561,14 @@ def test_rates_for_each_pass_are_used_in_order_and_restored() -> None:
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(6, 2000), nn.Dropout(0.1)), torch.ones(3, 6)
     set_dropout(model, (0.2, 0.7))
-    assert explain_passes(model, x).strategy == "sequential"
+    assert explain_passes(model, x).strategy == "shared"
     zeros = (forward_passes(model, x) == 0).double().mean((1, 2))
     torch.testing.assert_close(zeros, torch.tensor([0.2, 0.7], dtype=torch.float64), atol=0.03, rtol=0)
     assert model[1].p == 0.2
     with pytest.raises(ValueError, match=r"2 rates \(0.2, 0.7\), but there are 3 passes"):
         forward_passes(model, x, passes=3)
-    for strategy in ("concat", "shared"):
-        with pytest.raises(RuntimeError, match=r'rate of its own.* Use "sequential"'):
-            forward_passes(model, x, strategy=strategy)
+    with pytest.raises(RuntimeError, match=r'rate of its own.* Use "sequential" or "shared"'):
+        forward_passes(model, x, strategy="concat")
 
 
 # Several models.
@@ -709,7 +696,7 @@ def test_trap_10_distributed_models_make_one_forward() -> None:
         with pytest.raises(RuntimeError, match=r'DistributedDataParallel expects one.* Use "concat"'):
             forward_passes(model, x, strategy=strategy)
     set_dropout(model, (0.1, 0.2))
-    with pytest.raises(RuntimeError, match=r"cannot be run: each pass has .*, but DistributedDataParallel"):
+    with pytest.raises(RuntimeError, match=r"cannot be run: concat: each pass has .*; sequential: Distributed"):
         forward_passes(model, x)
 
 
@@ -760,9 +747,6 @@ def test_activation_checkpointing_changes_nothing(strategy: Strategy) -> None:
         forward_passes(model, x, strategy=chosen).square().sum().backward()
         grads.append([p.grad for p in model.parameters()])
     torch.testing.assert_close(grads[0], grads[1])
-    if strategy == "auto":
-        refusal = explain_passes(Checkpointed(True), x).refusals["shared"]
-        assert "CheckpointError" in refusal or "vmap" in refusal  # newer torch only notices in backward
 
 
 @pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])

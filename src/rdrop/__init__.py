@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rdrop import conventions as conventions
     from rdrop import schedule as schedule
-    from rdrop.blocks import blocks
+    from rdrop.block_names import blocks
     from rdrop.diagnostics import ConsistencyGap, consistency_gap
     from rdrop.errors import NoEffectWarning
     from rdrop.linear_loss import linear_rdrop_loss
@@ -44,7 +44,7 @@ __all__ = [
 __version__ = version("rdrop")
 
 _HOME = {
-    "blocks": ("blocks",),
+    "block_names": ("blocks",),
     "diagnostics": ("ConsistencyGap", "consistency_gap"),
     "errors": ("NoEffectWarning",),
     "linear_loss": ("linear_rdrop_loss",),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import random
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +20,7 @@ from rdrop.replay import Replay
 from rdrop.running_statistics import buffers_kept
 from rdrop.stochastic import active_pattern, rates_are_per_pass
 from rdrop.strategies import Request, rows_of, run_in_turn
-from rdrop.structures import leaves
+from rdrop.structures import leaves, map_leaves
 
 _SHARED_PAYS_BELOW = 0.9  # of the operations of the other strategy: smaller batches and bookkeeping cost time too
 _DISTRIBUTED = ("DistributedDataParallel", "FullyShardedDataParallel", "FSDPModule")
@@ -135,8 +137,9 @@ def _try(model: nn.Module, inputs: Any, rows: int, request: Request, costs: dict
     kind = devices[0][0] if devices else "cuda"
     if kind != "cuda":
         return f"what {kind} draws cannot be watched"
-    weights = [p for p in model.parameters() if p.requires_grad] + [t for t in leaves(inputs) if _has_graph(t)]
-    with torch.random.fork_rng([index for _, index in devices], device_type=kind), buffers_kept(model.modules()):
+    inputs = map_leaves(_no_leaf_of_the_graph, inputs)
+    weights = [t for t in (*model.parameters(), *leaves(inputs)) if isinstance(t, Tensor) and t.requires_grad]
+    with _own_generators([index for _, index in devices]), buffers_kept(model.modules()):
         forward, backward = _operations(functools.partial(model, *inputs[0], **inputs[1]), weights)
         plain = forward + backward
         for name in costs if plain else ():
@@ -153,8 +156,8 @@ def _try(model: nn.Module, inputs: Any, rows: int, request: Request, costs: dict
             shared = _operations(watched, weights)
         except Exception as error:
             return f"{type(error).__name__}: {(str(error).strip() or '?').splitlines()[0]}"
-    if out_of_sight.found:
-        found = ", ".join(sorted(out_of_sight.found)[:3])
+    if out_of_sight.found or replay.misled:
+        found = ", ".join(sorted(out_of_sight.found)[:3]) or "operations"
         return f"{found} run out of sight, in a custom autograd.Function or in TorchScript"
     if replay.diverged:
         return "a pass took another way than the first and needed what was gone"
@@ -162,8 +165,23 @@ def _try(model: nn.Module, inputs: Any, rows: int, request: Request, costs: dict
     return None
 
 
-def _has_graph(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.requires_grad
+@contextmanager
+def _own_generators(devices: Sequence[int]) -> Iterator[None]:
+    """Random numbers that are the same in every trial; afterwards the generators are as they were."""
+    python = random.getstate()
+    with torch.random.fork_rng(devices):
+        for generator in (torch.default_generator, *(torch.cuda.default_generators[index] for index in devices)):
+            generator.manual_seed(0)
+        random.seed(0)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+
+
+def _no_leaf_of_the_graph(leaf: Any) -> Any:
+    """An input, itself not the start of a graph: the counter's hooks fail on those."""
+    return leaf.view_as(leaf) if isinstance(leaf, Tensor) and leaf.requires_grad else leaf
 
 
 def _decide(model: nn.Module, inputs: Any, rows: int, request: Request) -> PassPlan:

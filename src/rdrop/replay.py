@@ -97,6 +97,8 @@ class Replay(TorchFunctionMode):
         draws_are_shared: While True, random numbers of the first call count as constants: later calls use the same.
         blind: Whether the function is running, and no operation of it is being handled: what runs then is out of sight.
         diverged: Whether a call had to start over.
+        misled: Whether the first call did what cannot be noted: in a custom autograd.Function a tensor gets its place
+            in the graph after the operation that made it. Later calls are plain ones then.
 
     Examples:
         >>> import torch
@@ -117,11 +119,13 @@ class Replay(TorchFunctionMode):
         self.draws_are_shared = False
         self.blind = False
         self.diverged = False
+        self.misled = False
         self._again = False
         self._grad = torch.is_grad_enabled()  # when the call under way began
         self._answers: dict[Any, list[_Answer]] = {}  # in the order in which the same was asked for
         self._given: dict[Any, int] = {}  # by key: how many of them this call has got
         self._objects: list[TensorWeakRef] = []  # every tensor that was ever known; its place is its serial
+        self._in_graph: list[bool] = []  # for each: whether it had a gradient graph when it was last seen
         self._counters: list[int] = []  # for each: the serial of the tensor whose memory it is written to with
         self._serials: dict[int, int] = {}  # by id: what is known at this moment
         self._versions: dict[int, int] = {}  # by counter: how often this call has seen it written to
@@ -140,9 +144,14 @@ class Replay(TorchFunctionMode):
         A later call may be made without gradients where the first was made with them.
         """
         self._grad = torch.is_grad_enabled()
+        if self.misled:
+            return call()
         if not self._again:
             self._random_state = _random_state()
             result = self._watch(call)
+            for leaf in leaves(result):
+                if isinstance(leaf, Tensor):
+                    self._serial(leaf)
             self._again = True
             return result
         self._serials = {key: serial for key, (serial, _) in self._outside.items()}
@@ -196,6 +205,8 @@ class Replay(TorchFunctionMode):
         """The number of a known tensor, else None. What is new in the first call has come from outside."""
         serial = self._serials.get(id(tensor))
         if serial is not None and (self._objects[serial]() is tensor or self._stand_ins.get(serial) is tensor):
+            if not self._again and tensor.requires_grad and not self._in_graph[serial]:
+                self.misled = True
             return serial
         stranger = self._strangers.get(id(tensor))
         if self._again or tensor.is_inference() or (stranger is not None and stranger() is tensor):
@@ -209,6 +220,7 @@ class Replay(TorchFunctionMode):
         """Give a tensor a number."""
         serial = self._serials[id(tensor)] = len(self._objects)
         self._objects.append(TensorWeakRef(tensor))
+        self._in_graph.append(tensor.requires_grad)
         base = tensor._base
         of_base = base is not None and self._knows(base)
         self._counters.append(self._counter(base) if of_base else serial)  # type: ignore[arg-type]
@@ -275,8 +287,9 @@ class Replay(TorchFunctionMode):
         drew = _draws(func.__name__) != "never" and self._drew()
         if arguments.constant and clear and (written or result is not None) and not drew:
             for leaf in found:
-                if isinstance(leaf, Tensor) and not self._knows(leaf):
-                    self._register(leaf)
+                if isinstance(leaf, Tensor):
+                    serial = self._serials[id(leaf)] if self._knows(leaf) else self._register(leaf)
+                    self._in_graph[serial] = leaf.requires_grad
             versions = {self._counters[serial]: tensor._version for tensor, serial in written}
             versions |= {self._counter(leaf): leaf._version for leaf in found if isinstance(leaf, Tensor)}
             output = self._slot(result) if isinstance(result, Tensor) else map_leaves(self._slot, result)
@@ -298,7 +311,8 @@ class Replay(TorchFunctionMode):
     def _forget(self, tensor: Tensor) -> None:
         """From now on, a tensor depends on random numbers."""
         self._serials.pop(id(tensor), None)
-        self._outside.pop(id(tensor), None)
+        if self._is_state(tensor):
+            del self._outside[id(tensor)]
         self._strangers[id(tensor)] = TensorWeakRef(tensor)
 
     def _is_state(self, tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ import pytest
 import rdrop.cli
 from rdrop.cli import MISSING_EXTRA, main
 from rdrop.cli.app import app
+from rdrop.toolkit.arm_names import EXAMPLES
 from rdrop.toolkit.recipe_file import built_in_recipes
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands if command.callback]
@@ -53,7 +54,7 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_heavy() -> None:
     [
         (["rdrop", "ev"], ["evaluate"]),
         (["rdrop", "train", "--re"], ["--resume"]),
-        (["rdrop", "train", "--arm", ""], ["plain", "twice", "rdrop", "longer"]),
+        (["rdrop", "train", "--arm", ""], ["plain", "twice", "rdrop", "longer", *EXAMPLES]),
         (["rdrop", "init", "dig"], ["digits"]),
         (["rdrop", "recipes", "digi"], ["digits"]),
         (["rdrop", "evaluate", "--split", "v"], ["validation"]),

@@ -77,7 +77,10 @@ def test_each_run_gets_a_folder_of_its_own_and_resume_finds_the_newest(capsys: p
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--arm", "twise"], "error: got --arm twise, expected one of plain, twice, rdrop, longer\n"),
+        (
+            ["--arm", "twise"],
+            "error: got --arm twise, expected one of plain, twice, rdrop, longer, ",
+        ),
         (["data.train_sise=50"], "data.train_sise is not a key of a recipe; did you mean data.train_size?\n"),
         (["--resume"], "error: nothing to resume: rdrop-runs holds no folder digits-train-1;"),
         (["data.train_size=1700", "epochs=0"], "expected a whole number, at least 1"),

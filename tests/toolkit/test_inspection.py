@@ -57,8 +57,8 @@ def test_what_was_found_in_a_network() -> None:
     assert found.layers == [LayerGroup("3", "dropout", 1, 1, 0.1, 0.1)]
     assert (found.passes, found.strategy, found.refusals) == (3, "shared", {})
     assert found.cost["concat"] == found.cost["sequential"] == 3.0
-    # Two passes more of the last layer alone.
-    assert found.cost["shared"] == pytest.approx(1 + 2 * 64 * 2 / (64 * 64 * 2 + 64 * 2))
+    # Two passes more of the last layer alone; the inputs of the first layer need no gradient.
+    assert found.cost["shared"] == pytest.approx(1 + 2 * 3 * 64 * 2 / (64 * 64 * 5 + 3 * 64 * 2))
     assert (found.step_ratio, found.device) == ({}, None)
 
 
@@ -73,9 +73,7 @@ def test_warnings_name_what_spoils_r_drop() -> None:
     assert "R-Drop has no effect on Sequential" in rate
     (none,) = inspect_model(example(nn.Linear(64, 2)), measure=True).warnings
     assert "R-Drop has no effect on Linear" in none
-    in_place = inspect_model(example(network(inplace=True)))
-    assert "shared" in in_place.refusals
-    assert in_place.warnings[-1].startswith("1 dropout layers work in place")
+    assert inspect_model(example(network(inplace=True))).refusals == {}
 
 
 def test_the_rate_is_set_before_the_look() -> None:
@@ -94,7 +92,7 @@ def test_times_are_taken_for_every_strategy_that_can_be_used() -> None:
     assert all(ratio > 0 for ratio in found.step_ratio.values())
     assert ticks == [(done, 36) for done in range(1, 37)]
     assert found.device == (str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu")
-    assert inspect_model(example(network(inplace=True)), measure=True).step_ratio.keys() == {"concat", "sequential"}
+    assert inspect_model(example(network(inplace=True)), measure=True).step_ratio.keys() == found.step_ratio.keys()
 
 
 class Nested(nn.Module):

@@ -106,8 +106,8 @@ data: 7
         "  my.yaml:4:15: training.batch_size: got true, expected a whole number, at least 1",
         "  my.yaml:5:18: training.learning_rate: got the text 'fast', expected a number, above 0",
         "  my.yaml:6:18: model.dropout: got 1.0, expected a number, at least 0, below 1",
-        "  my.yaml:8:17: compare.arms[1]: got the text 'rdorp', expected one of plain, twice, rdrop, longer; "
-        "did you mean rdrop?",
+        "  my.yaml:8:17: compare.arms[1]: got the text 'rdorp', expected one of plain, twice, rdrop, longer, or with a "
+        "number of your own every-2, fraction-0.25, last-1, one-sided, longer-1.25; did you mean rdrop?",
         "  my.yaml:9:14: compare.seeds[1]: got -1, expected a whole number, at least 0, below 4294967296",
         "  my.yaml:9:18: compare.seeds[2]: got the text 'x', expected a whole number, at least 0, below 4294967296",
         "  my.yaml:10:1: alhpa is not a key of a recipe; did you mean rdrop.alpha?",

@@ -77,15 +77,16 @@ def train(
 
 def _arm(typed: str | None, resumed: Path | None) -> ArmName:
     """The arm that was asked for; that of the run in a folder where none was."""
-    from rdrop.toolkit.arm_names import EXPECTED, FIXED, variant
+    from rdrop.toolkit.arm_names import expected
 
     if typed is None and resumed is not None:
         from rdrop.toolkit.single_run import held_arm
 
         typed = held_arm(resumed)
     chosen = typed or "rdrop"
-    if chosen not in FIXED and variant(chosen) is None:
-        raise UserError(f"got --arm {chosen}, expected {EXPECTED}")
+    wrong = expected(chosen)
+    if wrong is not None:
+        raise UserError(f"got --arm {chosen}, expected {wrong}")
     return chosen
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from rdrop.blocks import block
+from rdrop.block_names import block
 from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
 from rdrop.kernels import Impl
 from rdrop.kernels.linear import logits_of as logits_of_head

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Annotated, Any, NamedTuple
 
@@ -64,9 +65,20 @@ def economy(name: str) -> dict[str, Any] | None:
             return whole | {"one_sided": True}
 
 
+def expected(name: str) -> str | None:
+    """What would have been a name, with the closest one; None if it is one."""
+    if name in FIXED or variant(name) is not None:
+        return None
+    close = difflib.get_close_matches(name, [*FIXED, *EXAMPLES], n=1, cutoff=0.7)
+    return EXPECTED + (f"; did you mean {close[0]}?" if close else "")
+
+
 def _known(name: str) -> str:
-    if name not in FIXED and variant(name) is None:
-        raise PydanticCustomError("recipe", "{message}", {"message": f"got {name}, expected {EXPECTED}", "keys": ()})
+    wrong = expected(name)
+    if wrong is not None:
+        raise PydanticCustomError(
+            "recipe", "{message}", {"message": f"got the text {name!r}, expected {wrong}", "keys": ()}
+        )
     return name
 
 

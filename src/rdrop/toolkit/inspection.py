@@ -119,7 +119,7 @@ def inspect_model(
         refusals=dict(plan.refusals),
         step_ratio=step_ratio,
         device=None if device is None else str(device),
-        warnings=[*told, *_cautions(model, plan)],
+        warnings=[*told, *_cautions(model)],
     )
 
 
@@ -163,7 +163,7 @@ def _span(numbers: list[int]) -> str:
     return "{" + ",".join(map(str, numbers)) + "}"
 
 
-def _cautions(model: nn.Module, plan: PassPlan) -> list[str]:
+def _cautions(model: nn.Module) -> list[str]:
     """What to know before using R-Drop on this model, besides the warnings of the library."""
     told = []
     modules = list(model.modules())
@@ -173,12 +173,6 @@ def _cautions(model: nn.Module, plan: PassPlan) -> list[str]:
             f"{norms} BatchNorm layers normalise with the statistics of the batch: concat pools them over "
             "all passes, sequential and shared take those of each pass. Their running statistics move once "
             "per step."
-        )
-    in_place = sum(bool(getattr(module, "inplace", False)) for module in modules if "drop" in _class(module))
-    if in_place and "shared" in plan.refusals:
-        told.append(
-            f"{in_place} dropout layers work in place, which the strategy shared cannot run; build the "
-            "model with inplace=False to let it try."
         )
     return told
 

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from rdrop import schedule
-from rdrop.blocks import block
+from rdrop.block_names import block
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import explain_passes, forward_passes
