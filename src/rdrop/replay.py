@@ -22,13 +22,14 @@ plain call, with the random numbers it had.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
 from torch.utils.weak import TensorWeakRef
 
 from rdrop.structures import leaves, map_leaves
@@ -85,6 +86,7 @@ class _Arguments:
     def __init__(self) -> None:
         self.known: list[_Known] = []
         self.constant = True  # the same arguments will give the same answer, unless the operation draws
+        self.foreign = False  # there is a generator, an array, a cache: who knows whether it will be the same next time
 
 
 class Replay(TorchFunctionMode):
@@ -177,10 +179,36 @@ class Replay(TorchFunctionMode):
         finally:
             self.blind = False
 
+    @contextmanager
+    def as_wholes(self, modules: Iterable[nn.Module]) -> Iterator[None]:
+        """While this lasts, a call of one of these modules is one operation, and what happens in it is not watched.
+
+        For modules that are unlikely to draw. One that does all the same is not noted, and so computed in each call.
+        """
+        replaced = [(module, module.__dict__.get("forward")) for module in modules]
+        for module, own in replaced:
+            module.__dict__["forward"] = partial(self._whole, own or module.forward)
+        try:
+            yield
+        finally:
+            for module, own in replaced:
+                del module.__dict__["forward"]
+                if own is not None:
+                    module.__dict__["forward"] = own
+
+    def _whole(self, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """A call of a module."""
+        if not self.blind:  # another one that is handled as a whole has made it
+            return forward(*args, **kwargs)
+        return self._operation(forward, args, kwargs, through=True)
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._operation(func, args, kwargs or {}) if self.blind else func(*args, **(kwargs or {}))
+
+    def _operation(self, func: Any, args: Any, kwargs: dict[str, Any], *, through: bool = False) -> Any:
+        """Carry out an operation, or give its noted answer; `through`: one that consists of others."""
         self.blind = False
         try:
-            kwargs = kwargs or {}
             arguments = _Arguments()
             told = args[:1] if func.__name__ == _HOOK else args  # the first call's hook gets the gradient of all
             key = (
@@ -188,6 +216,9 @@ class Replay(TorchFunctionMode):
                 torch.is_grad_enabled() == self._grad,
                 torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"),
             )  # fmt: skip
+            if through and arguments.foreign:  # it would never be noted, but what it consists of may
+                self.blind = True
+                return func(*args, **kwargs)
             if not self._again:
                 return self._note(func, args, kwargs, arguments, key)
             answers = self._answers.get(key, []) if arguments.constant else []
@@ -198,6 +229,13 @@ class Replay(TorchFunctionMode):
             return self._compute(func, args, kwargs, arguments)
         finally:
             self.blind = True
+
+    def _unwatched(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Carry out an operation; those in it do not come here, where that can be had without harm to other modes."""
+        if _get_current_function_mode() is not self:  # type: ignore[no-untyped-call]
+            return func(*args, **kwargs)
+        with _pop_mode_temporarily():
+            return func(*args, **kwargs)
 
     # What is known.
 
@@ -266,7 +304,7 @@ class Replay(TorchFunctionMode):
             return kind, *[self._freeze(item, arguments) for item in value]
         if isinstance(value, _CONSTANTS):
             return kind, value, isinstance(value, float) and math.copysign(1, value)
-        arguments.constant = False  # a generator, an array: who knows whether it will be the same
+        arguments.constant, arguments.foreign = False, True
         return None
 
     # The first call.
@@ -280,7 +318,7 @@ class Replay(TorchFunctionMode):
             for tensor, serial, version in arguments.known:
                 if tensor is target and not self._is_state(tensor) and (serial, version) not in self._copies:
                     self._copies[serial, version] = tensor.clone()
-        result = func(*args, **kwargs)
+        result = self._unwatched(func, args, kwargs)
         written = [(tensor, serial) for tensor, serial, version in arguments.known if tensor._version != version]
         found = [result] if isinstance(result, Tensor) else leaves(result)
         clear = func.__name__ in ("__get__", _HOOK) or all(isinstance(leaf, _NOTABLE) for leaf in found)
@@ -345,7 +383,7 @@ class Replay(TorchFunctionMode):
         contents = {id(known[0]): self._content(known, write=known[0] is target) for known in arguments.known}
         if any(contents[id(tensor)] is not tensor for tensor, _, _ in arguments.known):
             args, kwargs = map_leaves(lambda leaf: contents.get(id(leaf), leaf), (args, kwargs))
-        return func(*args, **kwargs)
+        return self._unwatched(func, args, kwargs)
 
     def _content(self, known: _Known, *, write: bool) -> Tensor:
         """A tensor that holds what a known one holds in this call, and may be written to if asked for."""

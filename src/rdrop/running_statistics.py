@@ -29,13 +29,15 @@ def buffers_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
 
     Through `.data`: autograd has saved running statistics, though it never reads them, and would refuse changed ones.
     """
-    before = [(m, name, b, b.detach().clone()) for m in modules for name, b in m.named_buffers(recurse=False)]
+    held = [(m, name, b) for m in modules for name, b in m._buffers.items() if b is not None]
+    values = [buffer.detach().clone() for _, _, buffer in held]
     try:
         yield
     finally:
-        for module, name, buffer, value in before:
+        for (module, name, buffer), value in zip(held, values, strict=True):
             buffer.data.copy_(value)
-            setattr(module, name, buffer)
+            if module._buffers[name] is not buffer:
+                setattr(module, name, buffer)
 
 
 @contextmanager

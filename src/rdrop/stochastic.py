@@ -91,6 +91,7 @@ class _Source:
 
 
 _sources_of: weakref.WeakKeyDictionary[nn.Module, list[_Source]] = weakref.WeakKeyDictionary()
+_quiet_of: weakref.WeakKeyDictionary[nn.Module, tuple[Any, list[weakref.ref[nn.Module]]]] = weakref.WeakKeyDictionary()
 _warned: weakref.WeakKeyDictionary[nn.Module, set[str]] = weakref.WeakKeyDictionary()
 
 
@@ -260,6 +261,27 @@ def set_dropout(model: nn.Module, rate: float | Sequence[float], *, only: Collec
 def active_pattern(model: nn.Module) -> tuple[tuple[str, bool], ...]:
     """Kind of each source and whether it draws now: a cheap key for what was decided from it."""
     return tuple((source.kind, source.active()) for source in _sources(model, fresh=False))
+
+
+def quiet_modules(model: nn.Module) -> list[nn.Module]:
+    """The largest parts of a model in which no layer draws now, as far as can be seen; never the model itself."""
+    pattern = active_pattern(model)
+    held = _quiet_of.get(model)
+    if held is None or held[0] != pattern:
+        drawing = {source.reference() for source in _sources(model, fresh=False) if source.active()}
+        _quiet_of[model] = held = pattern, [weakref.ref(module) for module in _quiet(model, drawing)]
+    return [module for reference in held[1] if (module := reference()) is not None]
+
+
+def _quiet(model: nn.Module, drawing: Collection[nn.Module | None]) -> list[nn.Module]:
+    loud = {path for path, module in model.named_modules(remove_duplicate=False) if module in drawing}
+    loud |= {path[:end] for path in loud for end, character in enumerate(path) if character == "."} | {""}
+    quiet: dict[nn.Module, str] = {}
+    for path, module in model.named_modules():
+        called = type(module).forward is not nn.Module.forward and not isinstance(module, torch.jit.ScriptModule)
+        if path not in loud and called and not any(path.startswith(f"{other}.") for other in quiet.values()):
+            quiet[module] = path
+    return list(quiet)
 
 
 def rates_are_per_pass(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from rdrop.replay import Replay
 from rdrop.running_statistics import buffers_kept, moving_norms, statistics_of_one_batch
-from rdrop.stochastic import rates_of_pass
+from rdrop.stochastic import quiet_modules, rates_of_pass
 from rdrop.structures import NotBatched, leaves, map_leaves
 
 
@@ -103,10 +103,11 @@ def run_in_turn(model: nn.Module, inputs: Any, rows: int, request: Request, repl
             return forward() if replay is None else replay.run(forward)
 
     outputs = {}
-    # What has no graph goes first where that is possible: then the graph of the other pass is not in memory yet.
-    for index in sorted(range(passes), key=lambda i: -i if request.one_sided and replay is None else i):
-        with _draws_shared_below(model, request.branch_at, replay if index == 0 else None):
-            outputs[index] = call(index)
+    with nullcontext() if replay is None else replay.as_wholes(quiet_modules(model)):
+        # What has no graph goes first where that is possible: then the graph of the other is not in memory yet.
+        for index in sorted(range(passes), key=lambda i: -i if request.one_sided and replay is None else i):
+            with _draws_shared_below(model, request.branch_at, replay if index == 0 else None):
+                outputs[index] = call(index)
     calls = [outputs[index] for index in range(passes)]
     return stack(calls, rows, chosen=chosen, graph=passes if request.one_sided and grad else None)
 
