@@ -157,9 +157,6 @@ def main() -> None:
     parser.add_argument("--peak-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
 
-    def warm_up(program: str) -> None:
-        step_of(program, options.model[0], options.device)()
-
     for name in options.model:
         sys.argv[1:] = ["--model", name, "--device", options.device]
         compare(
@@ -168,7 +165,8 @@ def main() -> None:
             lambda program, name=name: step_of(program, name, options.device),
             programs(name),
             ("plain", "concat by hand", "shared by hand"),
-            warm_up=warm_up,
+            warm_up=lambda _: None,
+            resident=False,
         )
 
 
