@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from hf_training import arguments, logged
-from rdrop import rdrop_loss, schedule
+from rdrop import forward_passes, rdrop_loss, schedule
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from tagging import WORDS, B, C, T, Tagger, sentences
 
@@ -77,6 +77,84 @@ def test_steps_are_those_of_a_plain_loop(tmp_path: Path, every: int) -> None:
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
 
 
+class Seeded(RDropTrainer):
+    """Draws the same in every step with the same number."""
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        torch.manual_seed(100 + self.state.global_step)
+        return super().compute_loss(*args, **kwargs)
+
+
+class Dropping(nn.Module):
+    """Two blocks with dropout in each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Embedding(WORDS, 8)
+        self.blocks = nn.Sequential(*[nn.Sequential(nn.Linear(8, 8), nn.Tanh(), nn.Dropout(0.3)) for _ in range(2)])
+        self.head = nn.Linear(8, C)
+
+    def forward(self, words: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
+        logits = self.head(self.blocks(self.embed(words)))
+        return {"logits": logits} if labels is None else {"loss": torch.zeros(()), "logits": logits}
+
+
+@pytest.mark.parametrize(
+    ("config", "options", "factor"),
+    [
+        (RDropConfig(alpha=2.0, fraction=0.3), {"fraction": 0.3}, 8 / 2),  # of eight rows, two
+        (RDropConfig(alpha=2.0, one_sided=True), {"one_sided": True}, 1),
+        (RDropConfig(alpha=2.0, branch_at=-1), {"branch_at": "blocks.1.0"}, 1),
+        (RDropConfig(alpha=2.0, branch_at="head"), {"branch_at": "head"}, 1),
+        (RDropConfig(alpha=2.0, fraction=0.5, one_sided=True), {"fraction": 0.5, "one_sided": True}, 2),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::rdrop.errors.NoEffectWarning")  # the head draws nothing
+def test_steps_with_cheaper_passes_are_those_of_a_plain_loop(
+    config: RDropConfig, options: dict[str, Any], factor: float, tmp_path: Path
+) -> None:
+    order: list[list[int]] = []
+    rows = sentences()
+
+    def collate(batch: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        order.append([int(row["row"]) for row in batch])
+        return {name: torch.stack([row[name] for row in batch]) for name in ("words", "labels")}
+
+    model, twin = Dropping(), Dropping()
+    trainer = Seeded(
+        model, arguments(tmp_path, remove_unused_columns=False), rdrop=config, train_dataset=rows, data_collator=collate
+    )
+    trainer.train()
+    optimizer = torch.optim.AdamW(twin.parameters(), lr=1e-2, weight_decay=0.0)
+    divergences = []
+    for step, batch in enumerate(order[:3]):
+        words, labels = (torch.stack([rows[row][name] for row in batch]) for name in ("words", "labels"))
+        torch.manual_seed(100 + step)
+        logits = forward_passes(twin, words, **options)["logits"]
+        terms = rdrop_loss(logits, labels, alpha=2.0 * factor)
+        torch.autograd.backward(terms.loss)
+        divergences.append(float(terms.divergence.detach()) * factor)
+        optimizer.step()
+        optimizer.zero_grad()
+    for name, weight in twin.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
+    assert logged(trainer, "divergence") == pytest.approx(divergences, rel=1e-4)
+    assert logged(trainer, "alpha") == [2.0] * 3
+
+
+def test_agreement_of_a_fraction_stands_for_all_rows(tmp_path: Path) -> None:
+    """Rows that made one pass agree with themselves and say nothing."""
+    found = []
+    for fraction in (1.0, 0.5):
+        torch.manual_seed(1)
+        config = RDropConfig(alpha=0.0, fraction=fraction)
+        trainer = trained(tmp_path, Dropping(), config, max_steps=60, learning_rate=0.0)
+        found.append(float(np.mean(logged(trainer, "agreement"))))
+    assert found[0] < 0.9
+    assert found[1] == pytest.approx(found[0], abs=0.05)
+
+
 def test_of_every_third_step_the_log_tells_what_those_steps_say(tmp_path: Path) -> None:
     """Divergence, alpha and agreement are those of steps with two passes; intervals without such a step have none."""
     config = RDropConfig(alpha=2.0, strategy="sequential", every=3)
@@ -90,6 +168,8 @@ def test_of_every_third_step_the_log_tells_what_those_steps_say(tmp_path: Path) 
     assert [entry["step"] for entry in trainer.state.log_history if "agreement" in entry] == [2, 4]
     with pytest.raises(ValueError, match="every is 0; expected at least 1"):
         RDropConfig(every=0)
+    with pytest.raises(ValueError, match=r"fraction is 0\.0; expected a share of the rows"):
+        RDropConfig(fraction=0.0)
 
 
 def test_one_pass_is_plain_training(tmp_path: Path) -> None:
