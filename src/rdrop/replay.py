@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode_temporarily
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 from torch.utils.weak import TensorWeakRef
 
 from rdrop.structures import leaves, map_leaves
@@ -200,6 +200,17 @@ class Replay(TorchFunctionMode):
         """A call of a module."""
         if not self.blind:  # another one that is handled as a whole has made it
             return forward(*args, **kwargs)
+        if len(args) == 1 and not kwargs and self._depends(args[0]):  # the usual case above the first random number
+            self.blind = False
+            try:
+                result = self._unwatched(forward, args, kwargs)
+            finally:
+                self.blind = True
+            if not self._again:
+                for leaf in [result] if isinstance(result, Tensor) else leaves(result):
+                    if isinstance(leaf, Tensor) and not self._knows(leaf):
+                        self._strangers[id(leaf)] = TensorWeakRef(leaf)
+            return result
         return self._operation(forward, args, kwargs, through=True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -234,8 +245,11 @@ class Replay(TorchFunctionMode):
         """Carry out an operation; those in it do not come here, where that can be had without harm to other modes."""
         if _get_current_function_mode() is not self:  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
-        with _pop_mode_temporarily():
+        _pop_mode()  # type: ignore[no-untyped-call]
+        try:
             return func(*args, **kwargs)
+        finally:
+            _push_mode(self)  # type: ignore[no-untyped-call]
 
     # What is known.
 
@@ -268,6 +282,15 @@ class Replay(TorchFunctionMode):
         """Whether a tensor has a number."""
         serial = self._serials.get(id(tensor))
         return serial is not None and self._objects[serial]() is tensor
+
+    def _depends(self, value: Any) -> bool:
+        """Whether this is a tensor of which is known that it depends on random numbers."""
+        if not isinstance(value, Tensor):
+            return False
+        if self._again:
+            return self._serial(value) is None
+        stranger = self._strangers.get(id(value))
+        return stranger is not None and stranger() is value
 
     def _counter(self, tensor: Tensor) -> int:
         """By which counter a known tensor is written to."""
