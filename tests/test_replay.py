@@ -432,6 +432,56 @@ def test_a_model_that_catches_errors_cannot_hide_that_something_is_gone() -> Non
     assert replay.diverged
 
 
+class Shaken(nn.Linear):
+    """A layer that draws where nobody looks for it."""
+
+    def __init__(self, draw: Callable[[], float]) -> None:
+        super().__init__(6, 6)
+        self.draw = draw
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * self.draw()
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: float(torch.rand(()))])
+def test_a_part_that_is_taken_as_a_whole_and_draws_is_computed_in_each_call(draw: Callable[[], float]) -> None:
+    layer, x = Shaken(draw), torch.randn(5, 6)
+    seed()
+    plain = [layer(x) for _ in range(3)]
+    seed()
+    replay = Replay(x)
+    with replay.as_wholes([layer]):
+        found = [replay.run(lambda: layer(x)) for _ in range(3)]
+    assert all(map(torch.equal, plain, found))
+    assert "forward" not in vars(layer)
+
+
+def test_a_part_that_is_taken_as_a_whole_runs_once_also_with_functions_of_its_own() -> None:
+    calls = []
+
+    class Part(nn.Module):
+        def forward(self, y: Tensor, *, cache: Any = None) -> Tensor:
+            calls.append(1)
+            out: Tensor = Doubled.apply(y)
+            return out
+
+    part, x = Part(), torch.randn(5, 6, requires_grad=True)
+
+    def total(shared: Callable[[Callable[[], Tensor]], Tensor], **options: Any) -> Tensor:
+        seed()
+        loss = torch.stack([shared(lambda: F.dropout(part(x, **options)).square().sum()) for _ in range(2)]).sum()
+        return torch.autograd.grad(loss, x)[0]
+
+    plain = total(lambda call: call())
+    calls.clear()
+    for options, runs in (({}, 1), ({"cache": object()}, 2)):  # what is held in an object may change between calls
+        replay = Replay(x)
+        with replay.as_wholes([part]):
+            torch.testing.assert_close(total(replay.run, **options), plain)
+        assert len(calls) == runs
+        calls.clear()
+
+
 def test_draws_can_be_shared() -> None:
     lower, upper, x = nn.Dropout(), nn.Dropout(), torch.ones(1000)
     middle: list[Tensor] = []

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rdrop import NoEffectWarning, StochasticLayer, set_dropout, stochastic_layers
-from rdrop.stochastic import randomness_off, randomness_on, rates_of_pass, warn_if_no_effect
+from rdrop.stochastic import quiet_modules, randomness_off, randomness_on, rates_of_pass, warn_if_no_effect
 
 SMALL: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -323,3 +323,20 @@ def test_what_is_remembered_of_a_model_does_not_keep_it() -> None:
     del model
     gc.collect()
     assert reference() is None
+
+
+def test_quiet_parts_are_the_largest_that_are_known_not_to_draw() -> None:
+    class Unknown(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x
+
+    trunk = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.0))
+    layers = nn.ModuleList([nn.Linear(2, 2), nn.Dropout(0.5).eval()])
+    inner = nn.Sequential(nn.ReLU(), Unknown())
+    head = nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), inner)
+    model = nn.Sequential(trunk, layers, head)
+    assert quiet_modules(model) == [trunk, *layers, head[0], inner[0]]  # a list is never called itself
+    set_dropout(model, 0.1, only=["0.1"])
+    assert quiet_modules(model) == [trunk[0], *layers, head[0], inner[0]]
+    model.eval()
+    assert quiet_modules(model) == [trunk, *layers, head[0], head[1], inner[0]]

@@ -22,6 +22,8 @@ plain call, with the random numbers it had.
 from __future__ import annotations
 
 import math
+import random
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache, partial
@@ -183,7 +185,8 @@ class Replay(TorchFunctionMode):
     def as_wholes(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """While this lasts, a call of one of these modules is one operation, and what happens in it is not watched.
 
-        For modules that are unlikely to draw. One that does all the same is not noted, and so computed in each call.
+        For modules that are not expected to draw. One that does all the same, by torch, by Python or by NumPy, is not
+        noted, and so computed in each call.
         """
         replaced = [(module, module.__dict__.get("forward")) for module in modules]
         for module, own in replaced:
@@ -231,7 +234,7 @@ class Replay(TorchFunctionMode):
                 self.blind = True
                 return func(*args, **kwargs)
             if not self._again:
-                return self._note(func, args, kwargs, arguments, key)
+                return self._note(func, args, kwargs, arguments, key, through=through)
             answers = self._answers.get(key, []) if arguments.constant else []
             given = self._given.get(key, 0)
             if given < len(answers):
@@ -332,9 +335,12 @@ class Replay(TorchFunctionMode):
 
     # The first call.
 
-    def _note(self, func: Any, args: Any, kwargs: Any, arguments: _Arguments, key: Any) -> Any:
+    def _note(
+        self, func: Any, args: Any, kwargs: Any, arguments: _Arguments, key: Any, *, through: bool = False
+    ) -> Any:
         """Carry out an operation, and note its answer if no random number went into it."""
         target = _target(func, args, kwargs)
+        host = _host_random_state() if through and arguments.constant else None
         if target is not None and (
             not arguments.constant or (_draws(func.__name__) == "always" and not self.draws_are_shared)
         ):
@@ -346,6 +352,7 @@ class Replay(TorchFunctionMode):
         found = [result] if isinstance(result, Tensor) else leaves(result)
         clear = func.__name__ in ("__get__", _HOOK) or all(isinstance(leaf, _NOTABLE) for leaf in found)
         drew = _draws(func.__name__) != "never" and self._drew()
+        drew = drew or (host is not None and host != _host_random_state())
         if arguments.constant and clear and (written or result is not None) and not drew:
             for leaf in found:
                 if isinstance(leaf, Tensor):
@@ -453,6 +460,15 @@ def _cuda_generators() -> tuple[torch.Generator, ...]:
 def _random_state() -> tuple[Tensor, list[int]]:
     """What changes when a number is drawn from a default generator; waits for no device."""
     return torch.default_generator.get_state(), [generator.get_offset() for generator in _cuda_generators()]
+
+
+def _host_random_state() -> tuple[Any, ...]:
+    """What changes when Python's or NumPy's global generator draws."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return (random.getstate(),)
+    _, words, position, *_ = numpy.random.get_state()
+    return random.getstate(), words.tobytes(), position
 
 
 def _same(one: tuple[Tensor, list[int]], other: tuple[Tensor, list[int]]) -> bool:

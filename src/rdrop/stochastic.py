@@ -32,6 +32,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from rdrop.errors import NoEffectWarning
 
 _DROPPING = re.compile(r"dropout|droppath|stochasticdepth|dropblock|dropconnect", re.IGNORECASE)
+_KNOWN_LIBRARIES = ("torch", "torchvision", "timm", "transformers")
 _DROPOUT_KINDS = ("dropout", "functional dropout", "recurrent dropout", "config")
 
 
@@ -264,7 +265,10 @@ def active_pattern(model: nn.Module) -> tuple[tuple[str, bool], ...]:
 
 
 def quiet_modules(model: nn.Module) -> list[nn.Module]:
-    """The largest parts of a model in which no layer draws now, as far as can be seen; never the model itself."""
+    """The largest parts of a model that are known not to draw now; never the model itself.
+
+    Code that is not of torch, torchvision, timm or transformers is not known: it may draw in ways that cannot be seen.
+    """
     pattern = active_pattern(model)
     held = _quiet_of.get(model)
     if held is None or held[0] != pattern:
@@ -274,11 +278,18 @@ def quiet_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def _quiet(model: nn.Module, drawing: Collection[nn.Module | None]) -> list[nn.Module]:
-    loud = {path for path, module in model.named_modules(remove_duplicate=False) if module in drawing}
-    loud |= {path[:end] for path in loud for end, character in enumerate(path) if character == "."} | {""}
+    """The outermost modules that can be called and hold no drawing or unknown one."""
+
+    def known(module: nn.Module) -> bool:
+        library = type(module).__module__.partition(".")[0] in _KNOWN_LIBRARIES
+        return library and not isinstance(module, torch.jit.ScriptModule)
+
+    modules = dict(model.named_modules(remove_duplicate=False))
+    loud = {path for path, module in modules.items() if module in drawing or not known(module)} | {""}
+    loud |= {path[:end] for path in loud for end, character in enumerate(path) if character == "."}
     quiet: dict[nn.Module, str] = {}
-    for path, module in model.named_modules():
-        called = type(module).forward is not nn.Module.forward and not isinstance(module, torch.jit.ScriptModule)
+    for path, module in modules.items():
+        called = type(module).forward is not nn.Module.forward
         if path not in loud and called and not any(path.startswith(f"{other}.") for other in quiet.values()):
             quiet[module] = path
     return list(quiet)
