@@ -56,7 +56,7 @@ def test_that_check_can_fail() -> None:
 def test_the_library_can_be_read_in_an_afternoon() -> None:
     """What there is to know; what is fast computes the same again, and each part of it can be read alone."""
     assert sum(lines_of_code(path) for path in LIBRARY if path not in FAST) < 2200
-    assert all(len(path.read_text().splitlines()) < 400 for path in FAST)
+    assert all(len(path.read_text().splitlines()) < 500 for path in FAST)
 
 
 def lines_of_code(path: Path) -> int:

