@@ -163,6 +163,15 @@ def test_a_fraction_of_structures_and_of_one_row() -> None:
         assert out["mean"].dim() == 0
 
 
+@pytest.mark.parametrize("strategy", ["concat", "sequential"])
+def test_statistics_move_once_with_a_fraction(strategy: Strategy) -> None:
+    torch.manual_seed(0)
+    norm = nn.BatchNorm1d(6)
+    forward_passes(nn.Sequential(norm, nn.Dropout(0.5)), torch.randn(64, 6), passes=3, strategy=strategy, fraction=0.25)
+    assert norm.num_batches_tracked == 1
+    torch.testing.assert_close(norm.running_var, torch.ones(6), atol=0.05, rtol=0)
+
+
 def test_a_fraction_and_one_side_may_be_combined() -> None:
     torch.manual_seed(0)
     model, x, labels = Masked().double(), torch.randn(4, 4, dtype=torch.float64), torch.randint(3, (4,))

@@ -341,11 +341,13 @@ def scaled(x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
 
 
 def test_equal_numbers_of_different_types_are_different_arguments() -> None:
-    x = torch.ones(3, dtype=torch.int64)
-    replay = Replay(x)
-    for factor in (1, True, 1.0, 0.0, -0.0):
-        one, other = replay.run(partial(scaled, x, factor)), scaled(x, factor)
-        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(one, other, strict=True))
+    x, replay = torch.ones(3, dtype=torch.int64), Replay(())
+    factors = [1, True, 1.0, 0.0, -0.0]
+    for order in (factors, factors[::-1]):
+        found = replay.run(partial(list, map(partial(scaled, x), order)))
+        for factor, pair in zip(order, found, strict=True):
+            expected = scaled(x, factor)
+            assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(pair, expected, strict=True))
 
 
 def test_what_is_asked_for_twice_is_given_in_order() -> None:

@@ -127,8 +127,7 @@ def stack(outputs: Sequence[Any], rows: int, *, chosen: Tensor | None = None, gr
         if not all(isinstance(part, Tensor) for part in parts) or rows_of(first) not in (None, rows):
             return first
         if chosen is not None and first.dim():
-            base = first if graph is None else first.detach()
-            parts = first, *(base.index_copy(0, chosen, part.to(base.dtype)) for part in parts[1:])
+            parts = first, *(first.index_copy(0, chosen, part.to(first.dtype)) for part in parts[1:])
         if len({part.shape for part in parts}) > 1:
             shapes = ", ".join(str(tuple(part.shape)) for part in parts)
             raise ValueError(f"the passes give outputs of shapes {shapes}; they must agree to be compared")
