@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -258,16 +257,6 @@ def test_a_fraction_is_a_share(fraction: float) -> None:
 def test_several_models_make_whole_passes() -> None:
     with pytest.raises(ValueError, match="several models make one whole pass each"):
         forward_passes([deep(), deep()], torch.randn(5, 6), one_sided=True)
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

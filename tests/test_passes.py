@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import gc
-import socket
 import warnings
 import weakref
 from collections import OrderedDict
@@ -666,16 +665,6 @@ def test_what_is_remembered_of_a_model_does_not_keep_it() -> None:
 
 
 # Hosts: DistributedDataParallel, torch.compile, checkpointing, autocast.
-
-
-@pytest.fixture
-def process_group() -> Iterator[None]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=0, world_size=1)
-    yield
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.usefixtures("process_group")

@@ -63,12 +63,17 @@ def _request(model: Any, passes: int, fraction: float, branch_at: str | nn.Modul
             f"fraction is {fraction!r} and branch_at {branch_at!r}; expected one of the two, since a pass over other "
             "rows cannot share a trunk with the first"
         )
-    modules = dict(model.named_modules()) if isinstance(model, nn.Module) else {}
-    found = [name for name, module in modules.items() if branch_at in (name, module)]
-    if not found:
-        near = ", ".join(difflib.get_close_matches(str(branch_at), modules)) or "none"
-        raise ValueError(f"branch_at is {str(branch_at)!r}, which is no module of the model; near it: {near}")
-    return Request(passes, fraction, found[0], one_sided)
+    if isinstance(branch_at, str):
+        try:
+            model.get_submodule(branch_at)
+        except AttributeError:
+            near = ", ".join(difflib.get_close_matches(branch_at, dict(model.named_modules()))) or "none"
+            raise ValueError(f"branch_at is {branch_at!r}, which is no module of the model; near it: {near}") from None
+        return Request(passes, fraction, branch_at, one_sided)
+    name = next((name for name, module in model.named_modules() if module is branch_at), None)
+    if name is None:
+        raise ValueError(f"branch_at is {str(branch_at)!r}, which is no module of the model")
+    return Request(passes, fraction, name, one_sided)
 
 
 def explain_passes(

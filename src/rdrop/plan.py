@@ -82,7 +82,9 @@ def refusals_of(model: nn.Module, request: Request) -> dict[str, str]:
     """
     reasons: dict[str, list[str]] = {"concat": [], "sequential": [], "shared": []}
     if rates_are_per_pass(model):
-        reasons["concat"].append("each pass has a dropout rate of its own, which needs one forward for each pass")
+        reasons["concat"].append(
+            "each pass has a dropout rate of its own. Use sequential, or one rate for all (rdrop.set_dropout)"
+        )
     if request.one_sided:
         reasons["concat"].append("a pass without a gradient graph needs a forward of its own")
     if request.fraction < 1:
@@ -143,8 +145,7 @@ def _try(model: nn.Module, inputs: Any, rows: int, request: Request, costs: dict
         forward, backward = _operations(functools.partial(model, *inputs[0], **inputs[1]), weights)
         plain = forward + backward
         for name in costs if plain else ():
-            more = (request.passes - 1) * request.again(rows) / rows
-            costs[name] = 1 + more * (forward if request.one_sided else plain) / plain
+            costs[name] = 1 + request.further(rows) * (forward if request.one_sided else plain) / plain
         replay = Replay(inputs)
         out_of_sight = _OutOfSight(replay)
 
@@ -187,9 +188,10 @@ def _no_leaf_of_the_graph(leaf: Any) -> Any:
 def _decide(model: nn.Module, inputs: Any, rows: int, request: Request) -> PassPlan:
     """The plan for a model; runs it on the batch if that is needed to know."""
     refusals = refusals_of(model, request)
-    more = (request.passes - 1) * request.again(rows) / rows
     cost = {
-        name: 1 + more / (3 if request.one_sided else 1) for name in ("concat", "sequential") if name not in refusals
+        name: 1 + request.further(rows) / (3 if request.one_sided else 1)
+        for name in ("concat", "sequential")
+        if name not in refusals
     }
     if "shared" not in refusals:
         found = _try(model, inputs, rows, request, cost)

@@ -140,7 +140,7 @@ class Replay(TorchFunctionMode):
         self._own: dict[int, Tensor] = {}  # by serial: the content of this call, where it has one of its own
         self._stand_ins: dict[int, Tensor] = {}  # by serial
         self._inputs = {id(leaf): leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor)}
-        self._random_state = _random_state()
+        self._random_state: tuple[Tensor, list[int]]  # when it was last looked at
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Call the function; from the second time on, with what the first has found.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from rdrop.errors import UserError
 from rdrop.toolkit.arm_names import FIXED
 from rdrop.toolkit.arms import description, nominal_steps, objective, recipe_of
 from rdrop.toolkit.recipe import RDrop, Recipe, Training
@@ -43,3 +44,10 @@ def test_settings_of_an_arm_change_that_arm_alone() -> None:
         "rdrop": (0.5, 4.0),
         "longer": (0.3, 1.0),
     }
+
+
+def test_an_arm_that_cannot_be_had_with_the_recipe_is_a_users_mistake() -> None:
+    recipe = Recipe(rdrop=RDrop(strategy="concat"))
+    assert recipe_of("every-2", recipe).rdrop.every == 2
+    with pytest.raises(UserError, match=r"^arm one-sided: rdrop.one_sided: got true, and concat for rdrop.strategy"):
+        recipe_of("one-sided", recipe)

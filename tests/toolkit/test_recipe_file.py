@@ -171,6 +171,34 @@ data: 7
             "model: {dropout: 0}\nrdrop: {alpha: 0}",
             "my.yaml:2:16: rdrop.alpha: got 0, and 0 for model.dropout",
         ),
+        (
+            "rdrop: {fraction: 0.5, branch_at: -1}",
+            "my.yaml:1:19: rdrop.fraction: got 0.5, and -1 for rdrop.branch_at; expected one of them",
+        ),
+        (
+            "rdrop: {one_sided: true, stop_gradient: rest}",
+            "my.yaml:1:20: rdrop.one_sided: got true, and rest for rdrop.stop_gradient; expected one of them",
+        ),
+        (
+            "rdrop: {fraction: 0.5, strategy: shared}",
+            "my.yaml:1:19: rdrop.fraction: got 0.5, and shared for rdrop.strategy; expected one of them",
+        ),
+        (
+            "rdrop: {branch_at: head, strategy: concat}",
+            "my.yaml:1:20: rdrop.branch_at: got head, and concat for rdrop.strategy; expected one of them",
+        ),
+        (
+            "rdrop: {branch_at: -1, strategy: sequential}",
+            "my.yaml:1:20: rdrop.branch_at: got -1, and sequential for rdrop.strategy; expected one of them",
+        ),
+        (
+            "rdrop: {one_sided: true, strategy: concat}",
+            "my.yaml:1:20: rdrop.one_sided: got true, and concat for rdrop.strategy; expected one of them",
+        ),
+        (
+            "rdrop: {strategy: concat}\ncompare: {arms: [plain, last-2]}",
+            "my.yaml:2:17: compare.arms: last-2: got -2, and concat for rdrop.strategy; expected one of them",
+        ),
     ],
 )
 def test_a_fault_names_its_place_and_its_cause(tmp_path: Path, text: str, message: str) -> None:

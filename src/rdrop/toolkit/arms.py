@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from rdrop.errors import UserError
 from rdrop.toolkit.arm_names import ArmName, economy, variant
-from rdrop.toolkit.recipe import Chosen, RDrop, Recipe, Training
+from rdrop.toolkit.recipe import Chosen, RDrop, Recipe, Training, conflict
 
 BASELINE: ArmName = "plain"
 
@@ -36,6 +37,9 @@ def recipe_of(arm: ArmName, recipe: Recipe) -> Recipe:
     rdrop = economy(arm) or {}
     if chosen.alpha is not None:
         rdrop = {**rdrop, "alpha": chosen.alpha}
+    found = conflict(recipe.rdrop.model_copy(update=rdrop))
+    if found is not None:
+        raise UserError(f"arm {arm}: {found[1]}: {found[0]}")
     model = {} if chosen.dropout is None else {"dropout": chosen.dropout}
     return recipe.model_copy(
         update={"rdrop": recipe.rdrop.model_copy(update=rdrop), "model": recipe.model.model_copy(update=model)}

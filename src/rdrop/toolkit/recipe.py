@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from rdrop.toolkit.arm_names import EXPECTED, ArmName
+from rdrop.toolkit.arm_names import EXPECTED, ArmName, economy
 
 SplitName = Literal["validation", "test"]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
@@ -174,21 +174,30 @@ class RDrop(Section):
 
     @model_validator(mode="after")
     def _goes_together(self) -> Self:
-        if self.fraction < 1 and self.branch_at is not None:
-            raise fault(
-                f"got {self.fraction:g}, and {self.branch_at} for rdrop.branch_at; expected one of them, since passes "
-                "over other examples share no trunk",
-                "rdrop.fraction",
-                "rdrop.branch_at",
-            )
-        if self.one_sided and self.stop_gradient is not None:
-            raise fault(
-                f"got true, and {self.stop_gradient} for rdrop.stop_gradient; expected one of them, since the further "
-                "passes have no gradient to stop",
-                "rdrop.one_sided",
-                "rdrop.stop_gradient",
-            )
+        found = conflict(self)
+        if found is not None:
+            raise fault(*found)
         return self
+
+
+def conflict(rdrop: RDrop) -> tuple[str, str, str] | None:
+    """What cannot be had together in an objective, and the two fields; None if all of it can."""
+
+    def both(one: str, value: object, other: str, why: str) -> tuple[str, str, str]:
+        told = f"got {value}, and {getattr(rdrop, other)} for rdrop.{other}; expected one of them, since {why}"
+        return told, f"rdrop.{one}", f"rdrop.{other}"
+
+    if rdrop.fraction < 1 and rdrop.branch_at is not None:
+        return both("fraction", f"{rdrop.fraction:g}", "branch_at", "passes over other examples share no trunk")
+    if rdrop.one_sided and rdrop.stop_gradient is not None:
+        return both("one_sided", "true", "stop_gradient", "the further passes have no gradient to stop")
+    if rdrop.fraction < 1 and rdrop.strategy == "shared":
+        return both("fraction", f"{rdrop.fraction:g}", "strategy", "passes over other examples share nothing")
+    if rdrop.branch_at is not None and rdrop.strategy in ("concat", "sequential"):
+        return both("branch_at", rdrop.branch_at, "strategy", "only shared (or auto) has the same masks below a module")
+    if rdrop.one_sided and rdrop.strategy == "concat":
+        return both("one_sided", "true", "strategy", "a pass without gradients needs a forward of its own")
+    return None
 
 
 class Chosen(Section):
@@ -271,6 +280,10 @@ class Recipe(Section):
                     "rdrop.alpha",
                     "model.dropout",
                 )
+        for arm in self.compare.arms:
+            found = conflict(self.rdrop.model_copy(update=economy(arm) or {}))
+            if found is not None:
+                raise fault(f"{arm}: {found[0]}", "compare.arms", *found[1:])
         unknown = [arm for arm in self.compare.chosen if arm not in self.compare.arms]
         if unknown:
             raise fault(f"got settings of {', '.join(unknown)}, expected arms of compare.arms", "compare.chosen")
