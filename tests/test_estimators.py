@@ -257,6 +257,8 @@ def test_a_fraction_is_a_share(fraction: float) -> None:
 def test_several_models_make_whole_passes() -> None:
     with pytest.raises(ValueError, match="several models make one whole pass each"):
         forward_passes([deep(), deep()], torch.randn(5, 6), one_sided=True)
+    with pytest.raises(ValueError, match="several models make one whole pass each"):
+        forward_passes([deep(), deep()], torch.randn(5, 6), branch_at="3")
 
 
 @pytest.mark.usefixtures("process_group")

@@ -56,8 +56,8 @@ def _request(model: Any, passes: int, fraction: float, branch_at: str | nn.Modul
         raise ValueError(f"passes is {passes!r}; expected a whole number of at least 1")
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction is {fraction!r}; expected a share of the rows, 0 < fraction <= 1")
-    if branch_at is None:
-        return Request(passes, fraction, None, one_sided)
+    if branch_at is None or not isinstance(model, nn.Module):
+        return Request(passes, fraction, None if branch_at is None else str(branch_at), one_sided)
     if fraction < 1:
         raise ValueError(
             f"fraction is {fraction!r} and branch_at {branch_at!r}; expected one of the two, since a pass over other "

@@ -38,26 +38,14 @@ from rdrop.structures import leaves, map_leaves
 
 _TORCH_CONSTANTS = (torch.Size, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _CONSTANTS = (bool, int, float, complex, str, type(None), type(...), type, *_TORCH_CONSTANTS)
-_OPERATORS = (
-    "add",
-    "sub",
-    "mul",
-    "truediv",
-    "floordiv",
-    "mod",
-    "pow",
-    "and",
-    "or",
-    "xor",
-    "lshift",
-    "rshift",
-    "matmul",
-)
+_ARITHMETIC = ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul")
+_BITWISE = ("and", "or", "xor", "lshift", "rshift")
 _NOTABLE = (Tensor, *_CONSTANTS)
 _EXACT = frozenset({int, str, type(None), torch.dtype, torch.device})
+_SIMPLE = _EXACT | {bool, float}
 _BOOL = ((bool, 0), (bool, 1))
 _HOOK = "register_hook"
-_IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in _OPERATORS)}
+_IN_PLACE = {"__setitem__", *(f"__i{name}__" for name in (*_ARITHMETIC, *_BITWISE))}
 
 
 class _Diverged(BaseException):
@@ -127,6 +115,7 @@ class Replay(TorchFunctionMode):
         self._again = False
         self._grad = torch.is_grad_enabled()  # when the call under way began
         self._answers: dict[Any, list[_Answer]] = {}  # in the order in which the same was asked for
+        self._wholes: list[Any] = []  # keys of the answers of whole modules
         self._given: dict[Any, int] = {}  # by key: how many of them this call has got
         self._objects: list[TensorWeakRef] = []  # every tensor that was ever known; its place is its serial
         self._in_graph: list[bool] = []  # for each: whether it had a gradient graph when it was last seen
@@ -141,6 +130,7 @@ class Replay(TorchFunctionMode):
         self._stand_ins: dict[int, Tensor] = {}  # by serial
         self._inputs = {id(leaf): leaf for leaf in leaves(inputs) if isinstance(leaf, Tensor)}
         self._random_state: tuple[Tensor, list[int]]  # when it was last looked at
+        self._stale = True  # whether numbers may have been drawn since then that nobody asks about
 
     def run(self, call: Callable[[], Any]) -> Any:
         """Call the function; from the second time on, with what the first has found.
@@ -151,8 +141,11 @@ class Replay(TorchFunctionMode):
         if self.misled:
             return call()
         if not self._again:
-            self._random_state = _random_state()
+            host = _host_random_state()
             result = self._watch(call)
+            if host != _host_random_state():  # who knows where
+                for key in self._wholes:
+                    self._answers.pop(key, None)
             for leaf in leaves(result):
                 if isinstance(leaf, Tensor):
                     self._serial(leaf)
@@ -185,8 +178,8 @@ class Replay(TorchFunctionMode):
     def as_wholes(self, modules: Iterable[nn.Module]) -> Iterator[None]:
         """While this lasts, a call of one of these modules is one operation, and what happens in it is not watched.
 
-        For modules that are not expected to draw. One that does all the same, by torch, by Python or by NumPy, is not
-        noted, and so computed in each call.
+        For modules that are not expected to draw. One that does all the same by torch is computed in each call; where
+        Python or NumPy drew in the first call, all of them are.
         """
         replaced = [(module, module.__dict__.get("forward")) for module in modules]
         for module, own in replaced:
@@ -204,20 +197,38 @@ class Replay(TorchFunctionMode):
         if not self.blind:  # another one that is handled as a whole has made it
             return forward(*args, **kwargs)
         if len(args) == 1 and not kwargs and self._depends(args[0]):  # the usual case above the first random number
-            self.blind = False
-            try:
-                result = self._unwatched(forward, args, kwargs)
-            finally:
-                self.blind = True
-            if not self._again:
-                for leaf in [result] if isinstance(result, Tensor) else leaves(result):
-                    if isinstance(leaf, Tensor) and not self._knows(leaf):
-                        self._strangers[id(leaf)] = TensorWeakRef(leaf)
-            return result
+            return self._follow(forward, args, kwargs)
         return self._operation(forward, args, kwargs, through=True)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self._operation(func, args, kwargs or {}) if self.blind else func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        if not self.blind:
+            return func(*args, **kwargs)
+        if not self._all_random(args, kwargs):
+            return self._operation(func, args, kwargs)
+        return self._follow(func, args, kwargs)
+
+    def _all_random(self, args: Any, kwargs: dict[str, Any]) -> bool:
+        """Whether there are tensors that depend on random numbers, and beside them only simple values."""
+        found = False
+        for value in args:
+            if type(value) not in _SIMPLE:
+                if not self._depends(value):
+                    return False
+                found = True
+        return found and all(type(value) in _SIMPLE for value in kwargs.values())
+
+    def _follow(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        """Carry out an operation above the first random number: what it gives depends on random numbers as well."""
+        self.blind = False
+        try:
+            result = self._unwatched(func, args, kwargs)
+        finally:
+            self.blind = True
+        if not self._again:
+            self._stale = True
+            self._forget_new([result] if isinstance(result, Tensor) else leaves(result))
+        return result
 
     def _operation(self, func: Any, args: Any, kwargs: dict[str, Any], *, through: bool = False) -> Any:
         """Carry out an operation, or give its noted answer; `through`: one that consists of others."""
@@ -340,7 +351,9 @@ class Replay(TorchFunctionMode):
     ) -> Any:
         """Carry out an operation, and note its answer if no random number went into it."""
         target = _target(func, args, kwargs)
-        host = _host_random_state() if through and arguments.constant else None
+        watched = arguments.constant and _draws(func.__name__) != "never"
+        if watched and self._stale:
+            self._random_state, self._stale = _random_state(), False
         if target is not None and (
             not arguments.constant or (_draws(func.__name__) == "always" and not self.draws_are_shared)
         ):
@@ -351,8 +364,8 @@ class Replay(TorchFunctionMode):
         written = [(tensor, serial) for tensor, serial, version in arguments.known if tensor._version != version]
         found = [result] if isinstance(result, Tensor) else leaves(result)
         clear = func.__name__ in ("__get__", _HOOK) or all(isinstance(leaf, _NOTABLE) for leaf in found)
-        drew = _draws(func.__name__) != "never" and self._drew()
-        drew = drew or (host is not None and host != _host_random_state())
+        drew = watched and self._drew()
+        self._stale = self._stale or not arguments.constant
         if arguments.constant and clear and (written or result is not None) and not drew:
             for leaf in found:
                 if isinstance(leaf, Tensor):
@@ -362,13 +375,13 @@ class Replay(TorchFunctionMode):
             versions |= {self._counter(leaf): leaf._version for leaf in found if isinstance(leaf, Tensor)}
             output = self._slot(result) if isinstance(result, Tensor) else map_leaves(self._slot, result)
             self._answers.setdefault(key, []).append(_Answer(output, versions))
+            if through:
+                self._wholes.append(key)
             return result
         self._held += [tensor for tensor, _, _ in arguments.known]
         for tensor, _ in written:
             self._forget(tensor)
-        for leaf in found:
-            if isinstance(leaf, Tensor) and not self._knows(leaf):
-                self._forget(leaf)
+        self._forget_new(found)
         return result
 
     def _drew(self) -> bool:
@@ -382,6 +395,12 @@ class Replay(TorchFunctionMode):
         if self._is_state(tensor):
             del self._outside[id(tensor)]
         self._strangers[id(tensor)] = TensorWeakRef(tensor)
+
+    def _forget_new(self, found: Iterable[Any]) -> None:
+        """What a random operation has made depends on random numbers."""
+        for leaf in found:
+            if isinstance(leaf, Tensor) and not self._knows(leaf):
+                self._strangers[id(leaf)] = TensorWeakRef(leaf)
 
     def _is_state(self, tensor: Tensor) -> bool:
         """Whether a tensor was there before the first call and is no input: a parameter or a buffer."""
