@@ -12,6 +12,7 @@ from sklearn.datasets import load_digits
 
 from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.single_run import TrainingRecord, train
+from rdrop.toolkit.step_plan import StepPlan
 from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 SEED = 3
@@ -21,6 +22,8 @@ class Silent:
     """Progress that nobody watches."""
 
     def read(self) -> None: ...
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None: ...
 
     def start(self, total_steps: int, made_steps: int) -> None: ...
 

@@ -42,7 +42,9 @@ def test_a_newcomers_run_ends_with_a_table_a_model_and_the_next_command(
     assert out.endswith(f"Next: rdrop predict {run} FILES...\n")
     assert (run / "model" / "model.safetensors").exists()
     assert "<h1>Digits with 300 labels</h1>" in (run / "report.html").read_text()
-    # Nothing of other packages: one line for each log, and one for each evaluation.
+    # Nothing of other packages: what it will cost, one line for each log, and one for each evaluation.
+    cost, err = err.split("\n", 1)
+    assert cost == "Operations of a step, to a plain one: rdrop 1.10× (shared)"
     assert [line.partition(":")[0] for line in err.splitlines()] == [f"step {step}" for step in (3, 6, 6, 9, 12, 12)]
     assert re.fullmatch(r"step 6: loss [\d.]+, divergence [\d.e-]+, agreement [\d.]+", err.splitlines()[1])
     assert re.fullmatch(r"step 6: eval_accuracy [\d.]+, eval_nll [\d.]+", err.splitlines()[2])
@@ -211,3 +213,21 @@ def test_the_schema_of_the_record_is_stable_under_json() -> None:
     assert train("--out", "mine") == 0
     text = Path("mine/run.json").read_text()
     assert json.loads(TrainingRecord.model_validate_json(text).model_dump_json()) == json.loads(text)
+
+
+def test_a_budget_is_told_before_and_after_the_training(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train("strategy=concat", "budget=1.25") == 0
+    err = capfd.readouterr().err
+    assert err.startswith("Operations of a step, to a plain one: rdrop 1.25× (concat, for 0.25 of the examples)\n")
+    note = "Within 1.25 times the operations of a plain step, rdrop makes its further passes for 0.25 of the examples."
+    assert note in read_record(Path("rdrop-runs/digits-train-1")).notes
+    assert "Within 1.25 times" in err
+
+
+def test_an_arm_that_contradicts_the_recipe_is_one_message(capfd: pytest.CaptureFixture[str]) -> None:
+    assert train("--arm", "last-2", "strategy=concat") == 2
+    assert capfd.readouterr().err.startswith(
+        "error: arm last-2: rdrop.branch_at: got -2, and concat for rdrop.strategy"
+    )
+    assert train("--arm", "last-19") == 2
+    assert capfd.readouterr().err.startswith("error: the passes of the arm cannot be made: branch_at is -19, but")

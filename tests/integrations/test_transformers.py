@@ -24,6 +24,7 @@ from transformers import (
 
 from hf_training import arguments, logged
 from rdrop import forward_passes, rdrop_loss, schedule
+from rdrop.integrations import transformers as module
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from tagging import WORDS, B, C, T, Tagger, sentences
 
@@ -51,6 +52,29 @@ def test_trap_12_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path:
         assert logged(four, part) == pytest.approx(logged(one, part), rel=1e-5)
     if passes == 2:
         assert min(logged(one, "divergence")) > 0.01
+
+
+@pytest.mark.parametrize(("every", "cost"), [(1, "2.00"), (4, "1.25")])
+def test_the_expected_cost_is_told_once_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int, cost: str
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(module.logger, "info", told.append)
+    monkeypatch.setattr(RDropTrainer, "training_step", recorded(RDropTrainer.training_step, told))
+    trained(tmp_path, Tagger(), RDropConfig(every=every))
+    assert told[0].startswith(f"  R-Drop: concat, {cost} times the operations of plain training. shared takes 2.")
+    assert told[1:] == 3 * ["a step"]
+
+
+def recorded(step: Callable[..., Tensor], told: list[str]) -> Callable[..., Tensor]:
+    """A training step that is written down when it is over."""
+
+    def replacement(*args: Any) -> Tensor:
+        loss = step(*args)
+        told.append("a step")
+        return loss
+
+    return replacement
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])

@@ -5,12 +5,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from rdrop.errors import UserError
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.compare import compare
+from rdrop.toolkit.step_plan import StepPlan
 from rdrop.toolkit.summary import Run, Summary
 from rdrop.toolkit.tasks.digits import DigitsRecipe
 
@@ -31,6 +34,7 @@ from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 class Silent:
     def read(self): pass
+    def planned(self, plans): pass
     def start(self, *_): pass
     def advance(self, _): pass
     def finished(self, _): pass
@@ -50,9 +54,13 @@ class Watched:
         self.runs: list[Run] = []
         self.closed = False
         self.reading = False
+        self.plans: dict[str, StepPlan] = {}
 
     def read(self) -> None:
         self.reading = True
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        self.plans |= plans
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         self.started.append((total_runs, total_steps, finished_runs))
@@ -126,6 +134,9 @@ def test_every_run_is_made_told_and_written(undisturbed: tuple[Summary, Watched,
     summary, progress, out = undisturbed
     assert {(run.arm, run.seed) for run in progress.runs} == UNITS
     assert progress.started == [(4, 4 * 36, 0)]
+    assert {arm: (plan.strategy, plan.compute) for arm, plan in progress.plans.items()} == {
+        arm.name: (arm.strategy, arm.step_compute) for arm in summary.arms
+    }
     assert progress.closed
     assert progress.steps <= 4 * 36
     assert [(run.arm, run.seed, run.status) for run in summary.runs] == [

@@ -172,6 +172,15 @@ data: 7
             "my.yaml:2:16: rdrop.alpha: got 0, and 0 for model.dropout",
         ),
         (
+            "rdrop: {budget: 1.25, every: 2}",
+            "my.yaml:1:17: rdrop.budget: got 1.25, and 2 for rdrop.every; expected one of them, since a budget chooses",
+        ),
+        (
+            "rdrop: {budget: 1.25, one_sided: true}",
+            "my.yaml:1:17: rdrop.budget: got 1.25, and True for rdrop.one_sided; expected one of them",
+        ),
+        ("rdrop: {budget: 1}", "my.yaml:1:17: rdrop.budget: got 1, expected null or a number, above 1, at most 16"),
+        (
             "rdrop: {fraction: 0.5, branch_at: -1}",
             "my.yaml:1:19: rdrop.fraction: got 0.5, and -1 for rdrop.branch_at; expected one of them",
         ),

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 from transformers import Trainer
 
 from rdrop.errors import UserError
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.single_run import TrainingRecord, read_recipe, read_record, restore, train
+from rdrop.toolkit.step_plan import StepPlan
 from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 RECIPE = DigitsRecipe.model_validate(
@@ -40,10 +42,14 @@ class Watched:
         self.then = then
         self.began: tuple[int, int] | None = None
         self.judged = False
+        self.plans: Mapping[ArmName, StepPlan] = {}
         self.logs: list[tuple[int, dict[str, float]]] = []
 
     def read(self) -> None:
         pass
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        self.plans = plans
 
     def start(self, total_steps: int, made_steps: int) -> None:
         self.began = (total_steps, made_steps)
@@ -155,6 +161,7 @@ from rdrop.toolkit.tasks.digits import DigitsRecipe
 
 class Told:
     def read(self): pass
+    def planned(self, plans): pass
     def start(self, *_): pass
     def advance(self, step): print(step, flush=True)
     def logged(self, *_): pass

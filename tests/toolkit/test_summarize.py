@@ -35,7 +35,7 @@ def record(arm: str, seed: int, value: float, **fields: Any) -> RunRecord:
 def summary(records: list[RunRecord], **sections: Any) -> Summary:
     compare = {"arms": ["longer", "rdrop", "plain"], "seeds": [0, 1]}
     recipe = DigitsRecipe.model_validate({"compare": compare} | sections)
-    found = Survey(nominal_steps=600, metrics=CLASSIFICATION_METRICS, notes=("Two rows were skipped.",))
+    found = Survey(nominal_steps=600, metrics=CLASSIFICATION_METRICS, notes=("Two rows were skipped.",), plans={})
     return summarize(recipe, found, records, jobs=2, environment=ENVIRONMENT)
 
 

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +19,7 @@ from rdrop.toolkit.pool import Progress
 from rdrop.toolkit.recipe import Chosen, Recipe
 from rdrop.toolkit.recipe_file import load_recipe
 from rdrop.toolkit.runs import RunRecord
+from rdrop.toolkit.step_plan import StepPlan
 from rdrop.toolkit.summary import Listing, Metric, Run
 from rdrop.toolkit.sweep import Grid, Sweep, Try, best, settings, sweep
 from rdrop.toolkit.tasks.digits import DigitsRecipe
@@ -105,6 +106,9 @@ class Watched:
     def read(self) -> None:
         pass
 
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        pass
+
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         self.started.append((total_runs, total_steps, finished_runs))
 
@@ -140,7 +144,7 @@ class Runs:
 
     def survey(self, recipe: Recipe) -> Survey:
         self.surveyed.append(recipe)
-        return Survey(nominal_steps=10, metrics=(PERPLEXITY,), notes=("Two rows were skipped.",))
+        return Survey(nominal_steps=10, metrics=(PERPLEXITY,), notes=("Two rows were skipped.",), plans={})
 
     def run(self, recipe: Recipe, arm: ArmName, seed: int, nominal: int, events: Path) -> RunRecord:
         self.asked.append((recipe, arm, seed))

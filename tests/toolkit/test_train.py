@@ -11,9 +11,10 @@ from rdrop.toolkit import train
 from rdrop.toolkit.arm_names import FIXED, ArmName
 from rdrop.toolkit.arms import description, objective
 from rdrop.toolkit.runs import RunRecord
+from rdrop.toolkit.step_plan import plan_step
 from rdrop.toolkit.task import Task
 from rdrop.toolkit.tasks.digits import DigitsRecipe, DigitsTask, TensorRows
-from rdrop.toolkit.train import UNTIMED_STEPS, Watch, build_model, step_compute, survey
+from rdrop.toolkit.train import UNTIMED_STEPS, Watch, build_model, survey
 
 
 def recipe(**sections: dict[str, Any]) -> DigitsRecipe:
@@ -132,15 +133,15 @@ def test_computation_is_counted_by_hand_as_well() -> None:
     task = DigitsTask(small)
     batch = task.load(0).train[:8]
     model = build_model(task, 0)
-    ratio, strategy = step_compute(model, batch, objective("rdrop", small), small)
+    plan = plan_step(model, batch, objective("rdrop", small), small.rdrop)
     assert all(weight.grad is None for weight in model.parameters())
     # Multiplications of one image, forward: 3x3 convolutions on 8x8, then 1024 x 128 and 128 x 10. Backward
     # is twice that, except that nothing flows into the image. Two passes repeat only what follows the
     # dropout.
     first, second, head = 9 * 1 * 32 * 64, 9 * 32 * 64 * 64, 1024 * 128 + 128 * 10
     expected = (2 * first + 3 * second + 2 * 3 * head) / (2 * first + 3 * second + 3 * head)
-    assert strategy == "shared"
-    assert ratio == pytest.approx(expected, rel=1e-3)
+    assert plan.strategy == "shared"
+    assert plan.compute == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_run_that_diverges_is_kept_as_failed() -> None:

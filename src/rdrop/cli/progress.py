@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rdrop.report.number_format import ratio
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.summary import Run
+
+if TYPE_CHECKING:
+    from rdrop.toolkit.step_plan import StepPlan
 
 TRAINING_LOGS = ("loss", "divergence", "agreement")
 SHOWN_EVALUATIONS = 2  # the main metric, and a likelihood or loss
@@ -39,6 +45,11 @@ class RichProgress:
     def read(self) -> None:
         """Show that the data are read."""
         self._reading.start()
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        """Show what a step of each arm will cost."""
+        self._reading.stop()
+        _show_plans(self._console, plans)
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         """Begin; `total_steps` are those that are still to be made."""
@@ -100,6 +111,11 @@ class StepProgress:
         """Show that the data are read."""
         self._busy.start()
 
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        """Show what a step will cost."""
+        self._busy.stop()
+        _show_plans(self._console, plans)
+
     def start(self, total_steps: int, made_steps: int) -> None:
         """Begin; `made_steps` were made before."""
         self._busy.stop()
@@ -130,6 +146,19 @@ class StepProgress:
         """End the display; more than once does no harm."""
         self._busy.stop()
         self._bar.stop()
+
+
+def _show_plans(console: Console, plans: Mapping[ArmName, StepPlan]) -> None:
+    """The expected cost of each arm with several passes."""
+    told = [
+        f"{arm} {ratio(plan.compute)} ({plan.strategy}{', ' + plan.form if plan.form else ''})"
+        for arm, plan in plans.items()
+        if plan.strategy != "single"
+    ]
+    if told:
+        console.print(
+            f"Operations of a step, to a plain one: {'; '.join(told)}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _line(logs: Mapping[str, float]) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.utils import logging
 
 from rdrop.block_names import block
 from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
@@ -20,9 +21,11 @@ from rdrop.kernels.linear import logits_of as logits_of_head
 from rdrop.linear_loss import linear_rdrop_loss
 from rdrop.loss import RDropLoss, RDropOutput, rdrop_loss
 from rdrop.options import Divergence, Kind, StopGradient
-from rdrop.passes import Strategy, forward_passes
+from rdrop.passes import Strategy, explain_passes, forward_passes
 from rdrop.schedule import Schedule, follow_learning_rate
 from rdrop.strategies import Request
+
+logger = logging.get_logger(__name__)
 
 IGNORE_INDEX = -100  # the label that the Trainer leaves out of its count of items
 LARGE_LOGITS = 1 << 27  # bytes of logits of all passes from which on they are made in chunks
@@ -166,6 +169,7 @@ class RDropTrainer(Trainer):
         # model again.
         self._head: LanguageHead | str | None = None  # why not, or not looked for yet
         self._branch_at: str | None = None
+        self._cost_is_told = False
         self._forward_takes_count = self.model_accepts_loss_kwargs
         self.model_accepts_loss_kwargs = True
         self._parts = _Parts()
@@ -259,15 +263,19 @@ class RDropTrainer(Trainer):
         rdrop = self.rdrop
         if rdrop.branch_at is not None and self._branch_at is None:
             self._branch_at = block(model, rdrop.branch_at)
-        return forward_passes(
-            model,
-            passes=self.passes_of_step,
-            strategy=rdrop.strategy,
-            fraction=rdrop.fraction,
-            branch_at=self._branch_at,
-            one_sided=rdrop.one_sided,
-            **batch,
-        )
+        passes = self.passes_of_step
+        options: dict[str, Any] = {
+            "passes": passes,
+            "fraction": rdrop.fraction,
+            "branch_at": self._branch_at,
+            "one_sided": rdrop.one_sided,
+        }
+        if passes > 1 and rdrop.strategy == "auto" and not self._cost_is_told:
+            plan = explain_passes(model, **options, **batch)
+            cost = 1 + (plan.cost[plan.strategy] - 1) / rdrop.every
+            logger.info(f"  R-Drop: {plan.strategy}, {cost:.2f} times the operations of plain training. {plan.reason}.")
+            self._cost_is_told = True
+        return forward_passes(model, strategy=rdrop.strategy, **options, **batch)
 
     @property
     def passes_of_step(self) -> int:

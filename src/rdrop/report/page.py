@@ -17,6 +17,7 @@ from rdrop.report.charts import (
     training_chart,
     value_chart,
 )
+from rdrop.report.cost_chart import cost_chart
 from rdrop.report.exhibits import Source, views
 from rdrop.report.number_format import MISSING, MetricFormat, count, metric_format, number, p_value, ratio
 from rdrop.report.svg import arm_style
@@ -319,6 +320,7 @@ def _sections(summary: Summary) -> list[Section]:
     trust = " and ".join(name for name, chart in named.items() if chart).capitalize()
     groups = [
         ("training", "While training", [*learning_charts(summary), *training_charts(summary)]),
+        ("cost", "Gain against cost", [cost_chart(summary, metric) for metric in leading]),
         ("seeds", "Seed by seed", [difference_chart(summary, metric) for metric in leading]),
         ("trust", trust, [reliability, consistency]),
     ]

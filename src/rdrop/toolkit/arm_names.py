@@ -48,12 +48,12 @@ def economy(name: str) -> dict[str, Any] | None:
     """The fields of a recipe's section `rdrop` that an arm has in place of the recipe's; None if it has none.
 
     >>> economy("last-2")
-    {'every': 1, 'fraction': 1.0, 'branch_at': -2, 'one_sided': False}
+    {'every': 1, 'fraction': 1.0, 'branch_at': -2, 'one_sided': False, 'budget': None}
     """
     found = variant(name)
     if found is None or found.kind == "longer":
         return None
-    whole: dict[str, Any] = {"every": 1, "fraction": 1.0, "branch_at": None, "one_sided": False}
+    whole: dict[str, Any] = {"every": 1, "fraction": 1.0, "branch_at": None, "one_sided": False, "budget": None}
     match found.kind:
         case "every":
             return whole | {"every": int(found.number)}

@@ -22,6 +22,7 @@ class Objective:
     fraction: float = 1.0  # of the examples make more than one pass
     branch_at: str | int | None = None  # below it, the passes have the same masks
     one_sided: bool = False  # passes after the first have no gradients
+    budget: float | None = None  # what a step may cost, as a ratio to a plain one; the form is chosen by it
     equal_compute: bool = False  # train for as long as a run of `rdrop` computes
     longer: float = 1.0  # times the steps of `plain`
 
@@ -60,7 +61,9 @@ def objective(arm: ArmName, recipe: Recipe) -> Objective:
         return Objective(passes=1, alpha=0.0, longer=found.number)
     rdrop = recipe.rdrop
     alpha = 0.0 if arm == "twice" else rdrop.alpha
-    return Objective(rdrop.passes, alpha, rdrop.every, rdrop.fraction, rdrop.branch_at, rdrop.one_sided)
+    return Objective(
+        rdrop.passes, alpha, rdrop.every, rdrop.fraction, rdrop.branch_at, rdrop.one_sided, budget=rdrop.budget
+    )
 
 
 def description(arm: ArmName, recipe: Recipe) -> str:
@@ -94,7 +97,21 @@ def _passes(rdrop: RDrop) -> str:
     if rdrop.branch_at is not None:
         where = f"block {rdrop.branch_at}" if isinstance(rdrop.branch_at, int) else rdrop.branch_at
         told += f", with the same masks below {where}"
+    if rdrop.budget is not None:
+        told += f", as often as {rdrop.budget:g} times the operations of a plain step allow"
     return told + (", the further ones without gradients" if rdrop.one_sided else "")
+
+
+def notes_on_form(arm: ArmName, form: str, recipe: Recipe) -> list[str]:
+    """What a budget has left of an arm's objective, as a sentence; none if all of it.
+
+    >>> notes_on_form("rdrop", "for 0.25 of the examples", Recipe(rdrop=RDrop(budget=1.25)))
+    ['Within 1.25 times the operations of a plain step, rdrop makes its further passes for 0.25 of the examples.']
+    """
+    if not form:
+        return []
+    budget = f"{recipe.rdrop.budget:g} times the operations of a plain step"
+    return [f"Within {budget}, {arm} makes its further passes {form}."]
 
 
 def nominal_steps(training: Training, batches: int | None) -> int:

@@ -47,6 +47,7 @@ def compare(recipe: Recipe, out: Path, *, jobs: int, resume: bool, command: str,
         try:
             progress.read()
             found = pool.submit(worker.survey, recipe).result()
+            progress.planned(found.plans)
             progress.start(len(units), len(missing) * found.nominal_steps, len(units) - len(missing))
             futures = [pool.submit(worker.run, recipe, *unit, found.nominal_steps, events) for unit in missing]
             for future in as_completed(futures):

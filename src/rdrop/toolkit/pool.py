@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -15,12 +15,16 @@ from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from queue import Empty
 from threading import Event, Thread
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rdrop.errors import UserError
 from rdrop.toolkit import worker
+from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.environment import machine, versions
 from rdrop.toolkit.summary import Environment, Run
+
+if TYPE_CHECKING:
+    from rdrop.toolkit.step_plan import StepPlan
 
 
 class Progress(Protocol):
@@ -28,6 +32,9 @@ class Progress(Protocol):
 
     def read(self) -> None:
         """The data are read and checked now."""
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        """This is what a step of each arm will be."""
 
     def start(self, total_runs: int, total_steps: int, finished_runs: int) -> None:
         """It begins.

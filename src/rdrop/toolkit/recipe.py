@@ -160,6 +160,11 @@ class RDrop(Section):
         default=False,
         description="Further passes without gradients; those of the first count for all.",
     )
+    budget: Annotated[float, Field(gt=1, le=16)] | None = Field(
+        default=None,
+        description="What a step may cost on average, as a ratio to a plain one: where R-Drop is dearer, a cheaper "
+        "form of it is chosen (`fraction` or `every`). null: no limit.",
+    )
     strategy: Literal["auto", "concat", "sequential", "shared"] = Field(
         default="auto", description="How the passes are run (see `rdrop.forward_passes`)."
     )
@@ -187,6 +192,10 @@ def conflict(rdrop: RDrop) -> tuple[str, str, str] | None:
         told = f"got {value}, and {getattr(rdrop, other)} for rdrop.{other}; expected one of them, since {why}"
         return told, f"rdrop.{one}", f"rdrop.{other}"
 
+    if rdrop.budget is not None:
+        for field in ("every", "fraction", "branch_at", "one_sided"):
+            if getattr(rdrop, field) != RDrop.model_fields[field].default:
+                return both("budget", f"{rdrop.budget:g}", field, "a budget chooses the form itself")
     if rdrop.fraction < 1 and rdrop.branch_at is not None:
         return both("fraction", f"{rdrop.fraction:g}", "branch_at", "passes over other examples share no trunk")
     if rdrop.one_sided and rdrop.stop_gradient is not None:

@@ -30,6 +30,7 @@ class RunRecord(Record):
     data: str = Field(description="What the run was trained and tested on.")
     warnings: list[str] = Field(description="Warnings of this package during the run.")
     strategy: str = Field(description="How the passes were run: `single`, `concat`, `shared` or `sequential`.")
+    form: str = Field(default="", description="What a budget has left of the objective; empty: all of it.")
     step_compute: float = Field(description="Operations of one training step as a ratio to one step of plain training.")
     step_ms: float | None = Field(description="Median time of a training step; null if too few were made to tell.")
     seconds: float = Field(description="Time of the whole run.")

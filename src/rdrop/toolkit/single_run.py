@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,10 +27,11 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from rdrop.errors import RDropWarning, UserError
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.arm_names import ArmName
-from rdrop.toolkit.arms import objective, recipe_of
+from rdrop.toolkit.arms import notes_on_form, objective, recipe_of
 from rdrop.toolkit.environment import machine, versions
 from rdrop.toolkit.recipe import Recipe
 from rdrop.toolkit.runs import RECIPE_FILE, claimed, write_atomically
+from rdrop.toolkit.step_plan import StepPlan, plan_step
 from rdrop.toolkit.summary import Environment, Metric, Record, Run
 from rdrop.toolkit.task import Splits, Task
 from rdrop.toolkit.tasks import recipe_class, task_of
@@ -43,7 +44,6 @@ from rdrop.toolkit.train import (
     judge,
     make_trainer,
     planned_steps,
-    step_compute,
     steps_of,
 )
 
@@ -80,6 +80,9 @@ class Progress(Protocol):
 
     def read(self) -> None:
         """The data are read and checked now."""
+
+    def planned(self, plans: Mapping[ArmName, StepPlan]) -> None:
+        """This is what a step will be."""
 
     def start(self, total_steps: int, made_steps: int) -> None:
         """Training begins, or goes on after so many steps."""
@@ -228,9 +231,10 @@ def _train(
     nominal = planned_steps(task, splits)
     write_atomically(out / ARM_FILE, arm)
     model = build_model(task, seed)
-    goal = objective(arm, task.recipe)
     batch = example_batch(task, splits)
-    compute, _ = step_compute(model, batch, goal, task.recipe)
+    plan = plan_step(model, batch, objective(arm, task.recipe), task.recipe.rdrop)
+    goal = plan.goal
+    progress.planned({arm: plan})
     steps = steps_of(goal, model, batch, recipe, nominal)
     training = task.recipe.training
     trainer = make_trainer(
@@ -285,8 +289,8 @@ def _train(
         run=run,
         passes=goal.passes,
         alpha=goal.alpha,
-        step_compute=compute,
-        notes=list(splits.notes),
+        step_compute=plan.compute,
+        notes=[*splits.notes, *notes_on_form(arm, plan.form, recipe)],
         seconds=time.perf_counter() - began,
         environment=Environment(
             created=datetime.now(UTC).isoformat(timespec="seconds"),

@@ -7,7 +7,7 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from rdrop.toolkit.arm_names import ArmName
-from rdrop.toolkit.arms import BASELINE, description, objective, recipe_of
+from rdrop.toolkit.arms import BASELINE, description, notes_on_form, objective, recipe_of
 from rdrop.toolkit.headline import Finding, headline, with_intervals
 from rdrop.toolkit.recipe import Recipe, cautions
 from rdrop.toolkit.runs import RunRecord
@@ -126,6 +126,7 @@ def _notes(recipe: Recipe, found: Survey, records: Sequence[RunRecord]) -> list[
         *(f"{r.run.arm}, seed {r.run.seed} failed: {r.run.error}" for r in records if r.run.status == "failed"),
         *cautions(recipe),
         *judged,
+        *dict.fromkeys(note for r in records for note in notes_on_form(r.run.arm, r.form, recipe)),
         *found.notes,
         *dict.fromkeys(warning for record in records for warning in record.warnings),
         f"A seed decides {split}the initial weights, the order of the data and the dropout masks; all but "

@@ -201,6 +201,7 @@ def sweep(recipe: Recipe, grid: Grid, out: Path, *, jobs: int, resume: bool, com
                 with folder.opened(recipes[setting], resume=True):
                     pass  # it is held by who holds the whole
             missing = [(setting, seed) for setting, seed in units if folders[setting].read((setting.arm, seed)) is None]
+            progress.planned(found.plans)
             progress.start(len(units), len(missing) * found.nominal_steps, len(units) - len(missing))
             futures = {
                 pool.submit(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
     PrinterCallback,
     TrainerCallback,
@@ -26,16 +25,14 @@ from transformers import (
 )
 
 from rdrop import schedule
-from rdrop.block_names import block
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
-from rdrop.passes import explain_passes, forward_passes
 from rdrop.toolkit.arm_names import ArmName
 from rdrop.toolkit.arms import Objective, nominal_steps, objective, recipe_of
-from rdrop.toolkit.images.network_pair import NetworkPair
 from rdrop.toolkit.pretrained import apply_dropout
 from rdrop.toolkit.recipe import Recipe, Training
 from rdrop.toolkit.runs import RunRecord
+from rdrop.toolkit.step_plan import StepPlan, plan_step
 from rdrop.toolkit.summary import Curve, Metric, Run
 from rdrop.toolkit.task import Evaluation, Splits, Task
 from rdrop.toolkit.tasks import task_of
@@ -62,17 +59,24 @@ class Survey:
     """Optimizer steps of a run of `plain`."""
     metrics: tuple[Metric, ...]
     notes: tuple[str, ...]
+    plans: Mapping[ArmName, StepPlan]
+    """What a step of each arm is, counted on the model of the first seed."""
 
 
 def survey(recipe: Recipe) -> Survey:
-    """Reads and checks the data of a recipe, with its first seed, before anything is trained.
+    """Reads and checks the data of a recipe, with its first seed, and plans every arm, before anything is trained.
 
     Raises:
-        UserError: The data are not what the recipe says.
+        UserError: The data are not what the recipe says, or an arm's passes cannot be made.
     """
+    seed = recipe.compare.seeds[0]
     task = task_of(recipe)
-    splits = task.load(recipe.compare.seeds[0])
-    return Survey(planned_steps(task, splits), task.metrics, splits.notes)
+    splits = task.load(seed)
+    steps = planned_steps(task, splits)
+    batch = example_batch(task, splits)
+    model = build_model(task, seed)
+    plans = {arm: _planned(arm, model, recipe.model.dropout, batch, recipe) for arm in recipe.compare.arms}
+    return Survey(steps, task.metrics, splits.notes, plans)
 
 
 def planned_steps(task: Task[Any], splits: Splits) -> int:
@@ -123,9 +127,9 @@ def train_run(
     task = task_of(recipe_of(arm, recipe))
     splits = task.load(seed)
     model = build_model(task, seed)
-    goal = objective(arm, task.recipe)
     batch = example_batch(task, splits)
-    compute, strategy = step_compute(model, batch, goal, task.recipe)
+    plan = plan_step(model, batch, objective(arm, task.recipe), task.recipe.rdrop)
+    goal = plan.goal
     steps = steps_of(goal, model, batch, recipe, nominal)
     watch = Watch(advance, nominal=nominal, steps=steps, every=goal.every)
     error: str | None = None
@@ -158,8 +162,9 @@ def train_run(
         run=run,
         data=splits.description,
         warnings=[],
-        strategy=strategy,
-        step_compute=compute,
+        strategy=plan.strategy,
+        form=plan.form,
+        step_compute=plan.compute,
         step_ms=watch.step_ms(),
         seconds=time.perf_counter() - start,
     )
@@ -180,44 +185,6 @@ def example_batch(task: Task[Any], splits: Splits) -> dict[str, Tensor]:
     return batch
 
 
-def step_compute(model: nn.Module, batch: dict[str, Tensor], goal: Objective, recipe: Recipe) -> tuple[float, str]:
-    """Counted operations of a training step as a ratio to one plain step, and how its passes are run.
-
-    Counted are the matrix products and convolutions of forward and backward on a real batch, which is what
-    `torch.utils.flop_counter` knows; the loss and the optimizer's update have none.
-    """
-    if isinstance(model, NetworkPair):  # whose two passes are one of each network, in every arm
-        return 1.0, "single"
-    inputs: dict[str, Any] = {name: column for name, column in batch.items() if name != "labels"}
-    model = deepcopy(model).train()
-    shift: Any = getattr(model, "prepare_decoder_input_ids_from_labels", None)
-    if shift is not None and "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = shift(labels=batch["labels"])
-    if goal.passes == 1:
-        return 1.0, "single"
-    strategy: Any = recipe.rdrop.strategy
-    try:
-        if strategy == "auto":
-            strategy = explain_passes(model, passes=goal.passes, **pass_options(model, goal), **inputs).strategy
-        # A fraction is that of a full batch, and not of these few examples.
-        options = pass_options(model, replace(goal, fraction=1.0))
-        tied = _operations(model, inputs, passes=goal.passes, strategy=strategy, **options)
-    except ValueError as error:
-        raise UserError(f"the passes of the arm cannot be made: {error}") from error
-    more = tied / _operations(model, inputs) - 1
-    return 1 + more * goal.fraction / goal.every, strategy
-
-
-def pass_options(model: nn.Module, goal: Objective) -> dict[str, Any]:
-    """What an arm asks of `forward_passes`, beside the number of passes.
-
-    Raises:
-        ValueError: The model has not the block at which the passes are to part.
-    """
-    branch_at = None if goal.branch_at is None else block(model, goal.branch_at)
-    return {"fraction": goal.fraction, "branch_at": branch_at, "one_sided": goal.one_sided}
-
-
 def steps_of(goal: Objective, model: nn.Module, batch: dict[str, Tensor], recipe: Recipe, steps: int) -> int:
     """Optimizer steps of an arm, where a run of `plain` has so many.
 
@@ -226,16 +193,16 @@ def steps_of(goal: Objective, model: nn.Module, batch: dict[str, Tensor], recipe
     """
     if not goal.equal_compute:
         return round(steps * goal.longer)
-    rival = recipe_of("rdrop", recipe)
-    model = apply_dropout(deepcopy(model), rival.model.dropout)
-    return round(steps * step_compute(model, batch, objective("rdrop", rival), rival)[0])
+    rate = recipe_of("longer", recipe).model.dropout
+    return round(steps * _planned("rdrop", model, rate, batch, recipe).compute)
 
 
-def _operations(model: nn.Module, inputs: dict[str, Any], *, passes: int = 1, **options: Any) -> int:
-    """Floating-point operations of one forward and backward."""
-    with FlopCounterMode(display=False) as counter:
-        forward_passes(model, passes=passes, **options, **inputs)["logits"].sum().backward()
-    return int(counter.get_total_flops())
+def _planned(arm: ArmName, model: nn.Module, rate: float | None, batch: dict[str, Tensor], recipe: Recipe) -> StepPlan:
+    """What a step of an arm would be on a model that was built for a dropout rate, maybe that of another arm."""
+    own = recipe_of(arm, recipe)
+    if own.model.dropout != rate:
+        model = apply_dropout(deepcopy(model), own.model.dropout)
+    return plan_step(model, batch, objective(arm, own), own.rdrop)
 
 
 def make_trainer(
