@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from torch import nn
 
 _LISTS = (nn.Sequential, nn.ModuleList)
@@ -42,7 +44,7 @@ def blocks(model: nn.Module) -> list[str]:
 
 
 def block(model: nn.Module, index: int | str) -> str:
-    """The name of a block, by its place: -1 is the last; a name is returned as it is.
+    """The name of a block, by its place: -1 is the last; a name is returned as it is, unless it is a negative number.
 
     Raises:
         ValueError: The model has fewer blocks.
@@ -53,7 +55,9 @@ def block(model: nn.Module, index: int | str) -> str:
         'decoder.layers.1'
     """
     if isinstance(index, str):
-        return index
+        if not re.fullmatch(r"-\d+", index):
+            return index
+        index = int(index)
     names = blocks(model)
     if not -len(names) <= index < len(names):
         raise ValueError(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from rdrop.options import check_alpha
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 Schedule = Callable[[int], float]
+Course = Literal["constant", "warmup", "linear_decay", "cosine_decay", "learning_rate"]
 
 
 def constant(alpha: float) -> Schedule:
@@ -97,6 +98,38 @@ def follow_learning_rate(alpha: float, optimizer: Optimizer) -> Schedule:
         return alpha * rate / peak if peak else 0.0
 
     return schedule
+
+
+def named(course: Course, alpha: float, steps: int, optimizer: Optimizer | None = None) -> Schedule:
+    """The usual courses of alpha over a training, by name.
+
+    Args:
+        course: `constant`; `warmup`: linear, over the first tenth; `linear_decay` or `cosine_decay`: to 0 at the end;
+            `learning_rate`: in proportion to it.
+        alpha: The highest value.
+        steps: Optimizer steps of the whole training, at least 1.
+        optimizer: Whose learning rate is followed.
+
+    Raises:
+        ValueError: A value is out of range, or there is no optimizer to follow.
+
+    >>> [named("warmup", 2.0, steps=40)(step) for step in (0, 2, 4, 40)]
+    [0.0, 1.0, 2.0, 2.0]
+    """
+    match course:
+        case "constant":
+            return constant(alpha)
+        case "warmup":
+            return linear_warmup(alpha, max(1, steps // 10))
+        case "linear_decay":
+            return linear_decay(alpha, steps)
+        case "cosine_decay":
+            return cosine_decay(alpha, steps)
+        case "learning_rate":
+            if optimizer is None:
+                raise ValueError("the course is learning_rate, but there is no optimizer; pass the one to follow")
+            return follow_learning_rate(alpha, optimizer)
+    raise ValueError(f"course is {course!r}; expected one of {', '.join(map(repr, get_args(Course)))}")
 
 
 def _check_steps(steps: int, name: str = "steps") -> None:

@@ -10,85 +10,26 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import Trainer
+from transformers import Seq2SeqTrainer, Trainer
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from rdrop.block_names import block
 from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
-from rdrop.kernels import Impl
+from rdrop.integrations.objective_config import RDropConfig
+from rdrop.integrations.targets import IGNORE_INDEX, OwnLoss, Spans, Target, Transcripts, logits_of
 from rdrop.kernels.linear import logits_of as logits_of_head
 from rdrop.linear_loss import linear_rdrop_loss
 from rdrop.loss import RDropLoss, RDropOutput, rdrop_loss
-from rdrop.options import Divergence, Kind, StopGradient
-from rdrop.passes import Strategy, explain_passes, forward_passes
-from rdrop.schedule import Schedule, follow_learning_rate
+from rdrop.passes import explain_passes, forward_passes
+from rdrop.schedule import Schedule, named
 from rdrop.strategies import Request
+
+__all__ = ["RDropConfig", "RDropSeq2SeqTrainer", "RDropTrainer"]
 
 logger = logging.get_logger(__name__)
 
-IGNORE_INDEX = -100  # the label that the Trainer leaves out of its count of items
 LARGE_LOGITS = 1 << 27  # bytes of logits of all passes from which on they are made in chunks
-
-
-@dataclass(frozen=True)
-class RDropConfig:
-    """The objective of an `RDropTrainer`.
-
-    Plain training and R-Drop differ by the field `passes` alone: with 1 there is no pair of answers to tie
-    together, so the loss is the mean task loss of one pass. Label smoothing is not repeated here: the
-    Trainer's own `label_smoothing_factor` is used.
-
-    Args:
-        alpha: Weight of the divergence beside the mean task loss, at least 0, or a schedule from
-            `rdrop.schedule`.
-        alpha_follows_learning_rate: Multiply `alpha` by the current learning rate over its peak.
-        passes: Forward passes in a step (M), at least 1.
-        every: Make them in each `every`-th optimizer step alone, and a single pass in the others, at least 1. A
-            divergence that counts in one step of k weighs as much as before with k times the alpha: its gradient is the
-            same in the mean over steps, and its variance k times as large.
-        fraction: Share of the rows of a micro-batch that make the passes after the first, 0 < fraction <= 1. Their
-            divergence is scaled up to stand for all rows.
-        branch_at: Where the passes part, see `rdrop.forward_passes`: the name of a module, or the place of a block in
-            `rdrop.blocks` (-1 is the last).
-        one_sided: The passes after the first have no gradients, see `rdrop.forward_passes`.
-        strategy: How the passes are run, see `rdrop.forward_passes`.
-        kind: What the logits mean, see `rdrop.rdrop_loss`.
-        divergence: What ties the passes together, see `rdrop.divergence`.
-        stop_gradient: Passes that are held constant inside the divergence.
-        impl: Implementation of the loss, see `rdrop.rdrop_loss`.
-        linear_head: Whether the loss of a language model is computed on its hidden states, with
-            `rdrop.linear_rdrop_loss`, so that the logits of a batch never exist as a whole. None: where they would take
-            128 MiB or more, and the model's head is understood. True: always, and an error where it is not understood.
-
-    >>> RDropConfig(alpha=5.0).passes
-    2
-    """
-
-    alpha: float | Schedule = 1.0
-    alpha_follows_learning_rate: bool = False
-    passes: int = 2
-    every: int = 1
-    fraction: float = 1.0
-    branch_at: str | int | None = None
-    one_sided: bool = False
-    strategy: Strategy = "auto"
-    kind: Kind = "categorical"
-    divergence: Divergence = "symmetric_kl"
-    stop_gradient: StopGradient | None = None
-    impl: Impl = "auto"
-    linear_head: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every is {self.every}; expected at least 1, which is R-Drop in each step")
-        if not 0 < self.fraction <= 1:
-            raise ValueError(f"fraction is {self.fraction}; expected a share of the rows, 0 < fraction <= 1")
-        if self.alpha_follows_learning_rate and callable(self.alpha):
-            raise ValueError(
-                "alpha is a schedule and alpha_follows_learning_rate is true; expected a number for alpha, "
-                "or the schedule alone"
-            )
 
 
 class RDropTrainer(Trainer):
@@ -104,8 +45,12 @@ class RDropTrainer(Trainer):
     averaged over the same steps, and `agreement`: the fraction of positions for which all passes of the last of these
     steps name the same class.
 
-    To give it to another subclass of the Trainer, inherit from both:
-    `class RDropSeq2SeqTrainer(RDropTrainer, Seq2SeqTrainer)`.
+    It takes class ids, class probabilities or values as `labels`, `start_positions` with `end_positions`, and models
+    with a CTC head. With a `compute_loss_func` the task loss is that function's, called with the outputs of each pass,
+    and the divergence is that of the logits.
+
+    To give it to another subclass of the Trainer, inherit from both, ours first:
+    `class RDropSFTTrainer(RDropTrainer, SFTTrainer)`.
 
     Args:
         *args: As for `transformers.Trainer`.
@@ -113,7 +58,7 @@ class RDropTrainer(Trainer):
         **kwargs: As for `transformers.Trainer`.
 
     Raises:
-        ValueError: With several GPUs in one process, or with a `compute_loss_func` beside the objective.
+        ValueError: With several GPUs in one process.
 
     >>> import torch, tempfile
     >>> from transformers import PrinterCallback, TrainingArguments
@@ -140,16 +85,10 @@ class RDropTrainer(Trainer):
                 "splits the passes of an example over devices. Start one process for each GPU, with "
                 "`torchrun` or `accelerate launch`, or show this one a single GPU with CUDA_VISIBLE_DEVICES."
             )
-        if self.compute_loss_func is not None:
-            raise ValueError(
-                "RDropTrainer got a compute_loss_func, and would ignore it in training: the loss is the "
-                "objective in `rdrop`. For a task loss of your own, use transformers.Trainer with "
-                "rdrop.divergence inside it."
-            )
         self.rdrop = rdrop
-        self._followed: Schedule | None = None
+        self._schedule: tuple[int, Schedule] | None = None  # for so many steps
         self.rdrop_loss = RDropLoss(
-            self._alpha_of_learning_rate if rdrop.alpha_follows_learning_rate else rdrop.alpha,
+            self.alpha_at,
             kind=rdrop.kind,
             ignore_index=IGNORE_INDEX,
             label_smoothing=self.args.label_smoothing_factor,
@@ -219,6 +158,11 @@ class RDropTrainer(Trainer):
                 num_items_in_batch = None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
+        self.rdrop_loss.current_step = self.state.global_step
+        share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)  # unset until training starts
+        target = self._target(inputs)
+        if target is not None:
+            return self._loss_of_target(model, target, num_items_in_batch, share, return_outputs=return_outputs)
         batch, labels, shift = self._split_labels(inputs)
         if shift:
             labels = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX)
@@ -227,8 +171,6 @@ class RDropTrainer(Trainer):
             outputs = self.answers(model, batch)
         logits = logits_of(outputs)  # or what the head makes them of
         objective = partial(self._objective, head, logits, labels)
-        self.rdrop_loss.current_step = self.state.global_step
-        share = 1 / getattr(self, "current_gradient_accumulation_steps", 1)  # unset until training starts
         count: Tensor | float | None = num_items_in_batch
         if count is None:
             # A mean over this micro-batch, which the Trainer divides by the number of micro-batches.
@@ -238,17 +180,53 @@ class RDropTrainer(Trainer):
             if self.rdrop.kind == "categorical" and labels.is_floating_point():
                 count = count / labels.shape[-1]  # the Trainer counted every class of a distribution
             # A sum over this process divided by the count of all, which then average their gradients.
-            ranks = 1
-            if self.args.average_tokens_across_devices:
-                ranks = self.accelerator.num_processes // self.get_tp_size()
-            result, weight = objective(normalizer=count), float(ranks)
-            loss = result.loss * ranks
-        tied = self.passes_of_step > 1
-        alpha = self.rdrop_loss.current_alpha if tied or self.rdrop.passes == 1 else None
-        self._parts.add(result.task_loss, result.divergence, alpha, weight, share)
-        if tied and self.rdrop.kind == "categorical" and self._logs_before_next_pair():
+            result, weight = objective(normalizer=count), self._ranks
+            loss = result.loss * weight
+        self._note(result, weight, share)
+        if self.passes_of_step > 1 and self.rdrop.kind == "categorical" and self._logs_before_next_pair():
             self._parts.compare(_choices(head, logits.detach()), labels, self._rows_for_one_pair(len(labels)))
         return (loss, outputs) if return_outputs else loss
+
+    def _loss_of_target(
+        self, model: nn.Module, target: Target, count: Tensor | int | None, share: float, *, return_outputs: bool
+    ) -> Any:
+        """The objective where it is not that of `labels` alone."""
+        outputs = self.answers(model, target.batch)
+        stands_for = self._rows_for_one_pair(target.rows)
+        options = self.rdrop_loss.options | {"alpha": self.rdrop_loss.current_alpha * stands_for}
+        result = target.objective(outputs, options, count)
+        result = result._replace(divergence=result.divergence * stands_for)
+        # Without a count of labels the Trainer divides by the number of micro-batches, except a loss of the user's own.
+        divides = count is None and self.compute_loss_func is None
+        weight = 1.0 if target.is_summed else share
+        if target.counts_items:
+            weight = 1.0 if count is None else self._ranks
+        scale = weight / share if divides else weight
+        self._note(result, weight, share)
+        loss = result.loss * scale
+        return (loss, outputs) if return_outputs else loss
+
+    def _target(self, inputs: Mapping[str, Any]) -> Target | None:
+        """What the answers to a batch are held against, where it is not `labels` by a cross-entropy."""
+        if self.compute_loss_func is not None:
+            batch, labels, shift = self._split_labels(inputs)
+            held = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX) if shift else labels
+            ids = not held.is_floating_point() and self.rdrop.kind == "categorical"
+            return OwnLoss(batch, labels, self.compute_loss_func, held != IGNORE_INDEX if ids else None)
+        model = self.accelerator.unwrap_model(self.model)
+        return Spans.of(inputs) or Transcripts.of(inputs, model)
+
+    @property
+    def _ranks(self) -> float:
+        """By how much a loss is multiplied that was divided by the count of all processes."""
+        if not self.args.average_tokens_across_devices:
+            return 1.0
+        return float(self.accelerator.num_processes // self.get_tp_size())
+
+    def _note(self, result: RDropOutput, weight: float, share: float) -> None:
+        """Keep the parts of a micro-batch for the log."""
+        alpha = self.rdrop_loss.current_alpha if self.passes_of_step > 1 or self.rdrop.passes == 1 else None
+        self._parts.add(result.task_loss, result.divergence, alpha, weight, share)
 
     def answers(self, model: nn.Module, batch: dict[str, Any]) -> Any:
         """Runs the passes of a training step; the one method to override if they are not those of one model.
@@ -369,12 +347,12 @@ class RDropTrainer(Trainer):
         step, interval = self.state.global_step, max(1, int(self.state.logging_steps or 1))
         return (step + self.rdrop.every) // interval > step // interval
 
-    def _alpha_of_learning_rate(self, step: int) -> float:
-        """The schedule for `alpha_follows_learning_rate`."""
-        if self._followed is None:
-            # The Trainer makes its optimizer when training starts.
-            self._followed = follow_learning_rate(self.rdrop.alpha, self.optimizer)  # type: ignore[arg-type]
-        return self._followed(step)
+    def alpha_at(self, step: int) -> float:
+        """Alpha in an optimizer step, counted from 0; the one method to override for a course of your own."""
+        steps = max(1, self.state.max_steps)  # known, like the optimizer, when training starts
+        if self._schedule is None or self._schedule[0] != steps:
+            self._schedule = steps, named(self.rdrop.schedule, self.rdrop.alpha, steps, self.optimizer)
+        return self._schedule[1](step)
 
 
 @dataclass
@@ -430,35 +408,11 @@ def _without_first_labels(batch: Any) -> Any:
     return {**batch, "labels": labels}
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs.
+class RDropSeq2SeqTrainer(RDropTrainer, Seq2SeqTrainer):
+    """`transformers.Seq2SeqTrainer` with the R-Drop objective in training; what is generated is generated once.
 
     Args:
-        outputs: A tensor, a tuple or list that starts with it, or a mapping with the key `logits`.
-
-    Returns:
-        The logits.
-
-    Raises:
-        ValueError: The mapping has no `logits`.
-        TypeError: What should be the logits is no tensor.
-
-    >>> import torch
-    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
-    torch.Size([2, 3])
+        *args: As for `transformers.Seq2SeqTrainer`.
+        rdrop: The objective.
+        **kwargs: As for `transformers.Seq2SeqTrainer`.
     """
-    if isinstance(outputs, Mapping):
-        if "logits" not in outputs:
-            raise ValueError(
-                f"expected `logits` in the model's output, and got {', '.join(outputs)}. Return them from "
-                "forward; where a fused head never makes them, switch it off."
-            )
-        outputs = outputs["logits"]
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"expected the model's logits as a tensor, and got {type(outputs).__name__}. Return a tensor, a "
-            "tuple or list that starts with it, or a dictionary with the key `logits`."
-        )
-    return outputs

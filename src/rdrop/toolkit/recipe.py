@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from rdrop.schedule import Course
 from rdrop.toolkit.arm_names import EXPECTED, ArmName, economy
 
 SplitName = Literal["validation", "test"]
@@ -135,7 +136,7 @@ class RDrop(Section):
         default=1.0,
         description="Weight of the divergence beside the mean cross-entropy (see `rdrop.conventions`).",
     )
-    schedule: Literal["constant", "warmup", "linear_decay", "cosine_decay", "learning_rate"] = Field(
+    schedule: Course = Field(
         default="constant",
         description="Course of alpha: fixed; linear warm-up over the first tenth; linear or cosine decay to "
         "0; in proportion to the learning rate.",

@@ -24,7 +24,7 @@ from transformers import (
     set_seed,
 )
 
-from rdrop import schedule
+from rdrop.block_names import block
 from rdrop.errors import UserError
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.toolkit.arm_names import ArmName
@@ -271,7 +271,7 @@ def make_trainer(
     trainer = task.trainer_class(
         model,
         arguments,
-        rdrop=_rdrop_config(task, goal, steps),
+        rdrop=_rdrop_config(task, goal, model),
         train_dataset=splits.train,
         eval_dataset=watched,
         data_collator=task.collate,
@@ -306,25 +306,16 @@ def judge(trainer: RDropTrainer, task: Task[Any], splits: Splits, *, seed: int, 
     return replace(found, metrics={name: found.metrics[name] for name in dict.fromkeys([*order, *found.metrics])})
 
 
-def _rdrop_config(task: Task[Any], goal: Objective, steps: int) -> RDropConfig:
-    """The objective of an arm; alpha 0 needs no schedule."""
+def _rdrop_config(task: Task[Any], goal: Objective, model: nn.Module) -> RDropConfig:
+    """The objective of an arm."""
     rdrop = task.recipe.rdrop
-    alpha: float | schedule.Schedule = goal.alpha
-    if goal.alpha > 0:
-        match rdrop.schedule:
-            case "warmup":
-                alpha = schedule.linear_warmup(goal.alpha, max(1, steps // 10))
-            case "linear_decay":
-                alpha = schedule.linear_decay(goal.alpha, steps)
-            case "cosine_decay":
-                alpha = schedule.cosine_decay(goal.alpha, steps)
     return RDropConfig(
-        alpha=alpha,
-        alpha_follows_learning_rate=rdrop.schedule == "learning_rate" and goal.alpha > 0,
+        alpha=goal.alpha,
+        schedule=rdrop.schedule,
         passes=goal.passes,
         every=goal.every,
         fraction=goal.fraction,
-        branch_at=goal.branch_at,
+        branch_at=None if goal.branch_at is None else block(model, goal.branch_at),
         one_sided=goal.one_sided,
         strategy=rdrop.strategy,
         kind=task.kind,

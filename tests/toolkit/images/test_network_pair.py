@@ -17,7 +17,8 @@ from transformers import TrainingArguments
 import hf_training
 from pair_on_two_ranks import RANKS, ROWS, Named, pair, rows, trained, worker
 from rdrop import NoEffectWarning
-from rdrop.integrations.transformers import RDropConfig, logits_of
+from rdrop.integrations.targets import logits_of
+from rdrop.integrations.transformers import RDropConfig
 from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
 
 

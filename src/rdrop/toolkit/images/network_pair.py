@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rdrop.errors import NoEffectWarning
-from rdrop.integrations.transformers import RDropConfig, RDropTrainer, logits_of
+from rdrop.integrations.targets import logits_of
+from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 
 
 class NetworkPair(nn.Module):
