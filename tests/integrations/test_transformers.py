@@ -15,6 +15,8 @@ from transformers import (
     BertForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -317,6 +319,15 @@ def gpt2() -> GPT2LMHeadModel:
     )
 
 
+def mixtral() -> MixtralForCausalLM:
+    config = MixtralConfig(
+        vocab_size=WORDS, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, num_local_experts=3, num_experts_per_tok=1, output_router_logits=True,
+        router_aux_loss_coef=0.5,
+    )  # fmt: skip
+    return MixtralForCausalLM(config)
+
+
 def t5() -> T5ForConditionalGeneration:
     config = T5Config(vocab_size=WORDS, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.0)
     config.decoder_start_token_id = config.pad_token_id = 0
@@ -330,8 +341,9 @@ def t5() -> T5ForConditionalGeneration:
         (lambda: BertForTokenClassification(bert()), (T,)),
         (gpt2, (T,)),
         (t5, (4,)),
+        (mixtral, (T,)),
     ],
-    ids=["sequence-classification", "token-classification", "causal-lm", "seq2seq"],
+    ids=["sequence-classification", "token-classification", "causal-lm", "seq2seq", "experts"],
 )
 def test_the_task_loss_is_that_of_the_model(
     tmp_path: Path, build: Callable[[], PreTrainedModel], labels_shape: tuple[int, ...]
@@ -355,7 +367,8 @@ def test_the_task_loss_is_that_of_the_model(
     assert trainer.evaluate(rows)["eval_loss"] == pytest.approx(untouched)
     options: dict[str, Any] = {"max_steps": 1, "gradient_accumulation_steps": 4}
     accumulated = trained(tmp_path, model, RDropConfig(passes=1), rows, **options)
-    assert logged(accumulated, "loss") == pytest.approx([own.item()], rel=1e-5)
+    # The balance of experts in four micro-batches is not that of the whole.
+    assert logged(accumulated, "loss") == pytest.approx([own.item()], rel=1e-3 if build is mixtral else 1e-5)
 
 
 def test_labels_that_are_shifted_already_are_taken_as_they_are(tmp_path: Path) -> None:

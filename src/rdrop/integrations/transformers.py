@@ -47,7 +47,7 @@ class RDropTrainer(Trainer):
 
     It takes class ids, class probabilities or values as `labels`, `start_positions` with `end_positions`, and models
     with a CTC head. With a `compute_loss_func` the task loss is that function's, called with the outputs of each pass,
-    and the divergence is that of the logits.
+    and the divergence is that of the logits. A mixture of experts keeps its balancing loss.
 
     To give it to another subclass of the Trainer, inherit from both, ours first:
     `class RDropSFTTrainer(RDropTrainer, SFTTrainer)`.
@@ -182,6 +182,8 @@ class RDropTrainer(Trainer):
             # A sum over this process divided by the count of all, which then average their gradients.
             result, weight = objective(normalizer=count), self._ranks
             loss = result.loss * weight
+        # A mean over the micro-batch, like every regularizer: it knows no count of labels.
+        loss = loss + (1.0 if count is None else share) * self._balance_of_experts(outputs)
         self._note(result, weight, share)
         if self.passes_of_step > 1 and self.rdrop.kind == "categorical" and self._logs_before_next_pair():
             self._parts.compare(_choices(head, logits.detach()), labels, self._rows_for_one_pair(len(labels)))
@@ -205,6 +207,14 @@ class RDropTrainer(Trainer):
         self._note(result, weight, share)
         loss = result.loss * scale
         return (loss, outputs) if return_outputs else loss
+
+    def _balance_of_experts(self, outputs: Any) -> Tensor | float:
+        """What a mixture of experts adds to its own loss, where its configuration asks for it."""
+        found = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
+        if not isinstance(found, Tensor):
+            return 0.0
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return float(getattr(model, "router_aux_loss_coef", 0.0)) * found
 
     def _target(self, inputs: Mapping[str, Any]) -> Target | None:
         """What the answers to a batch are held against, where it is not `labels` by a cross-entropy."""
