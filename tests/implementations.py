@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import numpy.typing as npt
 import torch
 
 import rdrop
+import rdrop.jax
 from rdrop.kernels import native
 
 Array = npt.NDArray[Any]
@@ -79,6 +81,19 @@ def triton_runner(logits: Array, labels: Array | None, options: dict[str, Any]) 
         return torch_runner("triton", np.float32)(logits, labels, options)
 
 
+def jax_runner(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
+    """`rdrop.jax`, in its widest numbers."""
+
+    def terms(z: Any) -> Any:
+        return rdrop.jax.rdrop_loss(z, labels, **options)
+
+    with jax.enable_x64(True):
+        z = jax.numpy.asarray(logits)
+        gradient = jax.grad(lambda z: terms(z).loss.sum())(z)
+        loss, task_loss, divergence = map(np.asarray, terms(z))
+        return Answer(loss, task_loss, divergence, np.asarray(gradient))
+
+
 IMPLEMENTATIONS = {
     **{f"torch-{name}": Implementation(torch_runner(name)) for name in ("reference", "fused", "auto")},
     **{
@@ -86,5 +101,6 @@ IMPLEMENTATIONS = {
         for name in native.INSTRUCTION_SETS
     },
     "torch-in-place": Implementation(torch_runner("auto", inplace=True)),
+    "jax": Implementation(jax_runner),
     "triton": Implementation(triton_runner, np.float32, rtol=3e-6, atol=3e-7),
 }

@@ -1,0 +1,134 @@
+"""The objective under JAX's transformations; its numbers are held by the contract suite."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rdrop.jax import divergence, forward_passes, rdrop_loss
+
+Z = jax.random.normal(jax.random.key(1), (2, 6, 5))
+Y = jnp.array([0, 4, -100, 2, 1, 3])
+
+
+def loss(z: jax.Array, alpha: Any = 2.0) -> jax.Array:
+    return rdrop_loss(z, Y, alpha=alpha, label_smoothing=0.1).loss
+
+
+def test_compiled_it_gives_the_same_also_with_an_alpha_that_is_traced() -> None:
+    np.testing.assert_allclose(jax.jit(loss)(Z, 3.0), loss(Z, 3.0), rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(Z, 3.0), jax.grad(loss)(Z, 3.0), rtol=1e-5, atol=1e-7)
+
+
+def test_over_a_batch_of_batches_it_is_each_of_them() -> None:
+    many = jax.random.normal(jax.random.key(2), (3, *Z.shape))
+    np.testing.assert_allclose(jax.vmap(loss)(many), jnp.stack([loss(z) for z in many]), rtol=1e-6)
+
+
+def test_second_derivatives_and_forward_mode_agree_with_reverse_mode() -> None:
+    direction = jax.random.normal(jax.random.key(3), Z.shape)
+    forward = jax.jvp(loss, (Z,), (direction,))[1]
+    np.testing.assert_allclose(forward, (jax.grad(loss)(Z) * direction).sum(), rtol=1e-5)
+    curvature = jax.jvp(jax.grad(loss), (Z,), (direction,))[1]
+    step = 1e-2
+    numeric = (jax.grad(loss)(Z + step * direction) - jax.grad(loss)(Z - step * direction)) / (2 * step)
+    np.testing.assert_allclose(curvature, numeric, atol=2e-3)
+
+
+def test_a_training_in_a_scan_is_that_of_a_loop() -> None:
+    def step(z: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
+        value, gradient = jax.value_and_grad(loss)(z, alpha)
+        return z - 0.5 * gradient, value
+
+    alphas = jnp.linspace(0.0, 2.0, 4)
+    last, values = jax.lax.scan(step, Z, alphas)
+    z, expected = Z, []
+    for alpha in alphas:
+        z, value = step(z, alpha)
+        expected.append(value)
+    np.testing.assert_allclose(last, z, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(values, jnp.stack(expected), rtol=1e-6)
+    assert values[0] > 0
+
+
+def test_over_two_devices_it_is_that_of_one() -> None:
+    program = Path(__file__).with_name("jax_on_two_devices.py")
+    done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_is_computed_in_single(dtype: Any) -> None:
+    half = Z.astype(dtype)
+    out = rdrop_loss(half, Y)
+    assert out.loss.dtype == jnp.float32
+    np.testing.assert_allclose(out.loss, rdrop_loss(half.astype(jnp.float32), Y).loss, rtol=1e-6)
+    assert jax.grad(loss)(half).dtype == dtype
+
+
+def test_impossible_classes_leave_gradients_finite_under_jit() -> None:
+    padded = jnp.concatenate([Z, jnp.full((2, 6, 3), -jnp.inf)], -1)
+    for kind in ("symmetric_kl", "kl", "js", "mse"):
+        options: Any = {"divergence": kind, "label_smoothing": 0.1}
+        gradient = jax.jit(jax.grad(lambda z, options=options: rdrop_loss(z, Y, **options).loss))(padded)
+        expected = jax.grad(lambda z, options=options: rdrop_loss(z, Y, **options).loss)(Z)
+        np.testing.assert_allclose(gradient[..., :5], expected, rtol=1e-5, atol=1e-7)
+        assert not gradient[..., 5:].any()
+
+
+def test_every_pass_has_a_key_of_its_own_and_shares_what_needs_none() -> None:
+    calls = []
+
+    def apply(key: jax.Array, x: jax.Array, weight: jax.Array) -> dict[str, jax.Array]:
+        calls.append(1)
+        trunk = x @ weight
+        return {"logits": trunk * jax.random.bernoulli(key, 0.5, trunk.shape), "trunk": trunk}
+
+    x, weight = jnp.ones((4, 3)), jnp.ones((3, 3))
+    key = jax.random.key(0)
+    out = forward_passes(apply, key, x, weight, passes=3)
+    assert out["logits"].shape == (3, 4, 3)
+    assert len(calls) == 1
+    for index, each in enumerate(jax.random.split(key, 3)):
+        np.testing.assert_array_equal(out["logits"][index], apply(each, x, weight)["logits"])
+    assert not (out["logits"][0] == out["logits"][1]).all()
+    program = str(jax.make_jaxpr(lambda key: forward_passes(apply, key, x, weight, passes=3)["logits"])(key))
+    assert program.count("dot_general") == 1
+    assert "f32[4,3] = dot_general" in program  # of one batch, and not of three
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: rdrop_loss(jnp.ones((2, 5)), Y), r"logits have shape \(2, 5\); expected \(M, B, ..., C\)"),
+        (lambda: rdrop_loss(Z, Y[:3]), r"labels have shape \(3,\)"),
+        (lambda: rdrop_loss(Z, Y + 3), r"labels\[1\] is 7; expected a class id in 0..4"),
+        (lambda: rdrop_loss(Z, Y, mask=jnp.ones(6)), "mask has shape"),
+        (lambda: rdrop_loss(Z, Y, class_weight=jnp.ones(3)), "class_weight has shape"),
+        (lambda: rdrop_loss(Z, Y, alpha=-1.0), "alpha is -1.0"),
+        (lambda: rdrop_loss(Z, Y, reduction="sum", normalizer=3), "normalizer is given and reduction is 'sum'"),
+        (lambda: divergence(Z, divergence="l2"), "divergence is 'l2'"),  # type: ignore[arg-type]
+        (lambda: forward_passes(lambda key: key, jax.random.key(0), passes=0), "passes is 0"),
+    ],
+)
+def test_what_is_out_of_place_is_refused(call: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_integers_are_no_logits() -> None:
+    with pytest.raises(TypeError, match="logits have dtype int32"):
+        rdrop_loss(jnp.ones((2, 3, 4), int), None)
+
+
+def test_it_needs_no_torch() -> None:
+    code = "import sys; sys.modules['torch'] = None; from rdrop.jax import rdrop_loss; print(rdrop_loss.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "rdrop_loss\n", done.stderr
