@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import numpy.typing as npt
+import paddle
 import torch
 
 import rdrop
 import rdrop.jax
+import rdrop.paddle
 from rdrop.kernels import native
 
 Array = npt.NDArray[Any]
@@ -94,6 +96,18 @@ def jax_runner(logits: Array, labels: Array | None, options: dict[str, Any]) -> 
         return Answer(loss, task_loss, divergence, np.asarray(gradient))
 
 
+def paddle_runner(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
+    """`rdrop.paddle`."""
+    z = paddle.to_tensor(logits, stop_gradient=False)
+    tensors: dict[str, Any] = {k: paddle.to_tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    out = rdrop.paddle.rdrop_loss(z, None if labels is None else paddle.to_tensor(labels), **tensors)
+    if not out.loss.stop_gradient:
+        out.loss.sum().backward()
+    gradient = np.zeros_like(logits) if z.grad is None else z.grad.numpy()
+    loss, task_loss, divergence = (term.numpy() for term in out)
+    return Answer(loss, task_loss, divergence, gradient)
+
+
 IMPLEMENTATIONS = {
     **{f"torch-{name}": Implementation(torch_runner(name)) for name in ("reference", "fused", "auto")},
     **{
@@ -102,5 +116,6 @@ IMPLEMENTATIONS = {
     },
     "torch-in-place": Implementation(torch_runner("auto", inplace=True)),
     "jax": Implementation(jax_runner),
+    "paddle": Implementation(paddle_runner),
     "triton": Implementation(triton_runner, np.float32, rtol=3e-6, atol=3e-7),
 }

@@ -1,0 +1,434 @@
+"""R-Drop for PaddlePaddle: the same objective and passes, for training loops and for `paddle.Model.fit`.
+
+The numbers are those of `rdrop.rdrop_loss`, to rounding: one table of cases holds both to them. Nothing here needs
+torch.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+import weakref
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import paddle
+from paddle import Tensor, nn
+from paddle.nn import functional as F
+
+from rdrop.errors import NoEffectWarning
+from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
+
+__all__ = ["RDropLoss", "RDropNetwork", "RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
+
+IMPOSSIBLE = -1e30  # in place of a logit of -inf, so that no gradient meets an infinity
+_FLOATS = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
+_compared: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+class RDropOutput(NamedTuple):
+    """The objective and its two terms."""
+
+    loss: Tensor
+    task_loss: Tensor
+    divergence: Tensor
+
+
+def rdrop_loss(
+    logits: Tensor,
+    labels: Tensor | None,
+    *,
+    alpha: float | Tensor = 1.0,
+    kind: Kind = "categorical",
+    ignore_index: int | None = -100,
+    mask: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+    divergence: Divergence = "symmetric_kl",
+    stop_gradient: StopGradient | None = None,
+) -> RDropOutput:
+    """R-Drop's objective on the logits of M passes over one batch.
+
+        task_loss  = mean_i  -log P_i(y)
+        divergence = mean over ordered pairs i != j of KL(P_i || P_j)
+        loss       = task_loss + alpha * divergence
+
+    each a mean over the positions that count (Liang et al. 2021, arXiv 2106.14448, eq. 4; `rdrop.rdrop_loss` explains
+    every option and the units of alpha). Softmax and sums run in float32, or in float64 for float64 logits.
+
+    Args:
+        logits: `(M, B, ..., C)`, M >= 1; `(M, B, ...)` for the binary and the regression kind. Classes whose logit is
+            -inf are impossible.
+        labels: Class ids `(B, ...)`, class probabilities `(B, ..., C)`, or None for unlabelled data.
+        alpha: Weight of the divergence, at least 0.
+        kind: `categorical`, `binary` or `regression`.
+        ignore_index: Positions with this label count in neither term; None: every label counts.
+        mask: True at the positions that count, `(B, ...)`.
+        class_weight: `(C,)`; for the binary kind one weight for each label.
+        label_smoothing: In 0..1; task loss only.
+        reduction: `mean` over the positions that count, `sum`, or `none` for `(B, ...)`.
+        normalizer: Replaces the number of positions that `mean` divides by.
+        divergence: `symmetric_kl`, `kl`, `js` or `mse`.
+        stop_gradient: Passes that are constants inside the divergence: none, the `first`, or the `rest`.
+
+    Returns:
+        `loss`, `task_loss` and `divergence`.
+
+    Raises:
+        ValueError: A shape or an option is out of place, or, on the CPU, a class id.
+        TypeError: A tensor has the wrong kind of dtype.
+
+    Examples:
+        >>> import paddle
+        >>> from rdrop.paddle import rdrop_loss
+        >>> logits = paddle.to_tensor([[[2.0, 0.0]], [[0.0, 0.0]]])
+        >>> out = rdrop_loss(logits, paddle.to_tensor([0]), alpha=1.0)
+        >>> [round(float(term), 4) for term in out]
+        [0.7908, 0.41, 0.3808]
+    """
+    objective = Objective(kind, divergence, stop_gradient, label_smoothing)
+    check_choice("reduction", reduction, Reduction)
+    if isinstance(alpha, int | float):
+        check_alpha(alpha)
+    if normalizer is not None and reduction != "mean":
+        raise ValueError(f"normalizer is given and reduction is {reduction!r}; it belongs to reduction='mean'")
+    _check(logits, labels, mask, class_weight, kind, ignore_index)
+    z = logits if logits.dtype == paddle.float64 else logits.astype("float32")
+    categorical = kind == "categorical"
+    counts = paddle.ones(z.shape[1 : z.ndim - categorical], "bool") if mask is None else mask.astype("bool")
+    soft = categorical and labels is not None and labels.dtype in _FLOATS
+    if labels is not None and not soft and ignore_index is not None:
+        counts = paddle.logical_and(counts, labels != ignore_index)
+    # What stands where nothing counts, be it nan, must not reach a gradient.
+    z = paddle.where((counts.unsqueeze(-1) if categorical else counts).expand(z.shape), z, paddle.zeros_like(z))
+    task, distance = _rows(z, labels, counts, class_weight, objective)
+    zero = paddle.zeros_like(distance)
+    task, distance = paddle.where(counts, task, zero), paddle.where(counts, distance, zero)
+    if reduction != "none":
+        by: Any = 1.0
+        if reduction == "mean":
+            by = counts.astype(z.dtype).sum().clip(min=1) if normalizer is None else normalizer
+            by = by if isinstance(by, Tensor) else (by or 1.0)
+        task, distance = task.sum() / by, distance.sum() / by
+    return RDropOutput(task + alpha * distance, task, distance)
+
+
+def divergence(
+    logits: Tensor,
+    *,
+    kind: Kind = "categorical",
+    divergence: Divergence = "symmetric_kl",
+    stop_gradient: StopGradient | None = None,
+    mask: Tensor | None = None,
+    reduction: Reduction = "mean",
+    normalizer: float | Tensor | None = None,
+) -> Tensor:
+    """The divergence alone, beside a task loss of your own; the arguments are those of `rdrop_loss`.
+
+    Examples:
+        >>> import paddle
+        >>> round(float(divergence(paddle.to_tensor([[[2.0, 0.0]], [[0.0, 0.0]]]))), 4)
+        0.3808
+    """
+    options: dict[str, Any] = {"divergence": divergence, "stop_gradient": stop_gradient, "normalizer": normalizer}
+    return rdrop_loss(logits, None, kind=kind, mask=mask, reduction=reduction, **options).divergence
+
+
+class RDropLoss(nn.Layer):
+    """`rdrop_loss` as a layer, which gives the loss alone; the two terms of the last call are attributes.
+
+    Args:
+        alpha: As for `rdrop_loss`.
+        **options: As for `rdrop_loss`.
+
+    Attributes:
+        task_loss: Of the last call, without gradients.
+        divergence: Of the last call, without gradients.
+
+    Examples:
+        >>> import paddle
+        >>> criterion = RDropLoss(alpha=2.0, label_smoothing=0.1)
+        >>> loss = criterion(paddle.zeros([2, 4, 3]), paddle.to_tensor([0, 1, 2, 0]))
+        >>> round(float(loss), 4), float(criterion.divergence)
+        (1.0986, 0.0)
+    """
+
+    def __init__(self, alpha: float = 1.0, **options: Any) -> None:
+        super().__init__()
+        self.alpha, self.options = alpha, options
+        self.task_loss = self.divergence = paddle.zeros([])
+
+    def forward(self, logits: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
+        """The loss; `options` go before those of the layer."""
+        out = rdrop_loss(logits, labels, **{"alpha": self.alpha, **self.options, **options})
+        self.task_loss, self.divergence = out.task_loss.detach(), out.divergence.detach()
+        return out.loss
+
+
+def forward_passes(
+    model: nn.Layer | Sequence[nn.Layer],
+    *inputs: Any,
+    passes: int = 2,
+    strategy: Literal["concat", "sequential"] = "concat",
+) -> Tensor:
+    """Run a network M times on one batch, with different masks, and stack its answers on a leading axis.
+
+    Args:
+        model: A network, or a list of M different ones that make one pass each (mutual learning).
+        *inputs: Tensors with the batch on the first axis; what has another length there goes to every pass as it is.
+        passes: M >= 1.
+        strategy: `concat`: one forward of the repeated batch, as in the paper; `sequential`: M forwards, of which the
+            first alone moves the statistics of BatchNorm.
+
+    Returns:
+        `(M, B, ...)`.
+
+    Raises:
+        ValueError: An option is out of range, or M contradicts the number of networks.
+
+    Warns:
+        NoEffectWarning: In training, the passes were equal in the first call with a network.
+
+    Examples:
+        >>> import paddle
+        >>> model = paddle.nn.Sequential(paddle.nn.Linear(8, 8), paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 3))
+        >>> tuple(forward_passes(model, paddle.ones([4, 8])).shape)
+        (2, 4, 3)
+    """
+    if passes < 1:
+        raise ValueError(f"passes is {passes!r}; expected a whole number of at least 1")
+    check_choice("strategy", strategy, Literal["concat", "sequential"])
+    if isinstance(model, list | tuple):
+        if len(model) != passes:
+            raise ValueError(f"passes is {passes}, but there are {len(model)} networks; pass passes={len(model)}")
+        return paddle.stack([each(*inputs) for each in model])
+    network: Any = model
+    if strategy == "concat" or passes == 1:
+        rows = next(each for each in inputs if isinstance(each, Tensor) and each.ndim).shape[0]
+        batched = [isinstance(each, Tensor) and bool(each.ndim) and each.shape[0] == rows for each in inputs]
+        doubled = [paddle.concat([each] * passes) if many else each for each, many in zip(inputs, batched, strict=True)]
+        found: Tensor = network(*doubled)
+        found = found.reshape([passes, rows, *found.shape[1:]])
+    else:
+        answers = [network(*inputs)]
+        kept = [(each, each.clone()) for each in _statistics(network)]
+        answers += [network(*inputs) for _ in range(passes - 1)]
+        for each, before in kept:
+            paddle.assign(before, each)
+        found = paddle.stack(answers)
+    if passes > 1 and network.training and network not in _compared:
+        _compared.add(network)
+        if bool((found[0] == found[1]).all()):
+            warnings.warn(
+                f"R-Drop has no effect on {type(network).__name__}: its passes gave identical outputs. It needs "
+                "dropout with a rate above 0 on the way to the output.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+    return found
+
+
+def _statistics(network: nn.Layer) -> list[Tensor]:
+    """Running means and variances, which Paddle keeps among the parameters."""
+    layers = network.sublayers(include_self=True)
+    found = [getattr(layer, name, None) for layer in layers for name in ("_mean", "_variance")]
+    return [each for each in found if each is not None]
+
+
+class RDropNetwork(nn.Layer):
+    """A network for `paddle.Model`, which makes M passes in training and one in evaluation.
+
+    Its output is that of the first pass, as metrics want it; the others are kept for `loss`.
+
+    Args:
+        network: Gives logits `(B, ..., C)`.
+        passes: M.
+        strategy: As for `forward_passes`.
+
+    Examples:
+        >>> import paddle
+        >>> network = RDropNetwork(paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 3)))
+        >>> model = paddle.Model(network)
+        >>> model.prepare(paddle.optimizer.Adam(parameters=model.parameters()), network.loss(alpha=1.0))
+        >>> import numpy as np
+        >>> [loss] = model.train_batch([np.ones((4, 8), "float32")], [np.array([0, 1, 2, 0])])
+    """
+
+    def __init__(
+        self, network: nn.Layer, passes: int = 2, strategy: Literal["concat", "sequential"] = "concat"
+    ) -> None:
+        super().__init__()
+        self.network, self.passes, self.strategy = network, passes, strategy
+        self._answers: list[Tensor] = []
+
+        def forward(*inputs: Any) -> Tensor:
+            return self._forward(*inputs)
+
+        # From its arguments paddle.Model.fit knows how many columns of a row are inputs.
+        forward.__signature__ = inspect.signature(type(network).forward)  # type: ignore[attr-defined]
+        self.forward = forward  # type: ignore[method-assign]
+
+    def _forward(self, *inputs: Any) -> Tensor:
+        """The answers of the first pass."""
+        if not self.training:
+            self._answers = []
+            found: Tensor = self.network(*inputs)
+            return found
+        answers = forward_passes(self.network, *inputs, passes=self.passes, strategy=self.strategy)
+        self._answers = [answers]
+        return answers[0]
+
+    def loss(self, alpha: float = 1.0, **options: Any) -> nn.Layer:
+        """The loss for `paddle.Model.prepare`: the objective in training, the task loss in evaluation."""
+        return _LossOfNetwork(self, RDropLoss(alpha, **options))
+
+
+class _LossOfNetwork(nn.Layer):
+    """The objective of the answers that a network has kept."""
+
+    def __init__(self, network: RDropNetwork, criterion: RDropLoss) -> None:
+        super().__init__()
+        self.criterion = criterion
+        self._network = [network]  # in a list: the loss does not own it
+
+    def forward(self, first: Tensor, labels: Tensor) -> Tensor:
+        """The loss; `paddle.vision` has labels of shape (B, 1)."""
+        if labels.ndim == first.ndim and labels.shape[-1] == 1 and labels.dtype not in _FLOATS:
+            labels = labels.squeeze(-1)
+        kept = self._network[0]._answers
+        found: Tensor = self.criterion(kept.pop() if kept else first.unsqueeze(0), labels)
+        return found
+
+
+def _rows(
+    z: Tensor, labels: Tensor | None, counts: Tensor, weight: Tensor | None, objective: Objective
+) -> tuple[Tensor, Tensor]:
+    """Task loss and divergence of each position."""
+    if objective.kind == "regression":
+        answers = _stopped(z, objective)
+        distance = 2 * (answers - answers.mean(0)).square().sum(0) / max(1, len(z) - 1)
+        task = paddle.zeros_like(distance) if labels is None else (z - labels.astype(z.dtype)).square().mean(0)
+        return task, distance
+    if objective.kind == "binary":
+        log_p = paddle.stack([F.log_sigmoid(z), F.log_sigmoid(-z)], -1)
+        possible = paddle.ones(log_p.shape, "bool")
+        yes = None if labels is None else labels.astype(z.dtype)
+        target = None if yes is None else paddle.stack([yes, 1 - yes], -1)
+    else:
+        possible = z > -math.inf
+        log_p = _log_softmax(paddle.where(possible, z, paddle.full_like(z, IMPOSSIBLE)))
+        target = None if labels is None else _target(labels, z, counts)
+    distance = _divergence(log_p, possible, objective)
+    if target is None:
+        return paddle.zeros_like(distance), distance
+    everywhere = possible.all(0)
+    if objective.label_smoothing:
+        share = objective.label_smoothing / everywhere.astype(z.dtype).sum(-1, keepdim=True).clip(min=1)
+        target = (1 - objective.label_smoothing) * target + share * everywhere.astype(z.dtype)
+    if weight is not None and objective.kind == "categorical":
+        target = target * weight.astype(z.dtype)
+    wanted = (target != 0).expand(log_p.shape)
+    task = -paddle.where(wanted, target * log_p, paddle.zeros_like(log_p)).sum(-1).mean(0)
+    missed = paddle.logical_and(wanted, paddle.logical_not(possible)).any(-1).any(0)
+    task = paddle.where(missed, paddle.full_like(task, math.inf), task)
+    if weight is not None and objective.kind == "binary":
+        task = task * weight.astype(z.dtype)
+    return task, distance
+
+
+def _log_softmax(z: Tensor) -> Tensor:
+    """Log-probabilities. Paddle's own (3.3) cuts off what is far below the highest."""
+    z = z - z.max(-1, keepdim=True).detach()
+    return z - z.exp().sum(-1, keepdim=True).log()
+
+
+def _target(labels: Tensor, z: Tensor, counts: Tensor) -> Tensor:
+    """Probabilities of the classes."""
+    if labels.dtype in _FLOATS:
+        return labels.astype(z.dtype)
+    ids = paddle.where(counts, labels, paddle.zeros_like(labels)).astype("int64")
+    return F.one_hot(ids, z.shape[-1]).astype(z.dtype)
+
+
+def _stopped(answers: Tensor, objective: Objective) -> Tensor:
+    """The answers, with the passes that `stop_gradient` names held constant."""
+    if objective.stop_gradient is None:
+        return answers
+    return paddle.stack([each if objective.moves(i) else each.detach() for i, each in enumerate(answers)])
+
+
+def _divergence(log_p: Tensor, possible: Tensor, objective: Objective) -> Tensor:
+    """The divergence of log-probabilities `(M, ..., C)`; the formulas are those of `rdrop.divergences`.
+
+    A class that is impossible in all passes adds nothing. One that is so in some alone makes a Kullback-Leibler
+    divergence infinite. Both are decided beside the formula, which sees finite numbers only.
+    """
+    passes = len(log_p)
+    if passes == 1:
+        return paddle.zeros(log_p.shape[1:-1], log_p.dtype)
+    log_p = _stopped(log_p, objective)
+    zero = paddle.zeros_like(log_p)
+    log_p = paddle.where(possible, log_p, zero)
+    p = paddle.where(possible, log_p.exp(), zero)
+    if objective.divergence == "mse":
+        return (2 * (p - p.mean(0)).square().sum(0) / (passes - 1)).sum(-1)
+    if objective.divergence == "js":
+        mixed = paddle.where(possible, log_p, paddle.full_like(log_p, IMPOSSIBLE))
+        log_mean = paddle.logsumexp(mixed, 0) - math.log(passes)
+        return paddle.where(possible, p * (log_p - log_mean), zero).sum(-1).sum(0) / passes
+    everywhere = possible.all(0)
+    if objective.divergence == "kl":
+        terms = p[0] * (log_p[0] - log_p[1:].mean(0))
+        infinite = paddle.logical_and(paddle.logical_not(possible[1:].all(0)), p[0] > 0)
+    else:
+        terms = ((p - p.mean(0)) * (log_p - log_p.mean(0))).sum(0) / (passes - 1)
+        infinite = paddle.logical_and(paddle.logical_not(everywhere), (p > 0).any(0))
+    terms = paddle.where(everywhere, terms, paddle.zeros_like(terms))
+    return paddle.where(infinite, paddle.full_like(terms, math.inf), terms).sum(-1)
+
+
+def _check(
+    z: Tensor, labels: Tensor | None, mask: Tensor | None, weight: Tensor | None, kind: Kind, ignore_index: int | None
+) -> None:
+    """Refuse shapes, dtypes and class ids that would give a wrong loss."""
+    categorical = kind == "categorical"
+    shape = tuple(z.shape)
+    if z.dtype not in _FLOATS:
+        raise TypeError(f"logits have dtype {z.dtype}; expected a floating-point dtype")
+    if z.ndim < (3 if categorical else 2) or shape[0] == 0 or (categorical and shape[-1] == 0):
+        layout = "(M, B, ..., C)" if categorical else "(M, B, ...)"
+        raise ValueError(f"logits have shape {shape}; expected {layout} with the M >= 1 passes on the leading axis")
+    positions = shape[1:-1] if categorical else shape[1:]
+    if labels is not None:
+        soft = categorical and labels.dtype in _FLOATS
+        expected = shape[1:] if soft else positions
+        if tuple(labels.shape) != expected:
+            raise ValueError(
+                f"labels have shape {tuple(labels.shape)}; logits {shape} of kind {kind!r} need {expected}"
+            )
+        if categorical and labels.dtype == paddle.bool:
+            raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
+        if categorical and not soft and z.place.is_cpu_place():
+            ids = labels.numpy()
+            wrong = (ids < 0) | (ids >= shape[-1])
+            if ignore_index is not None:
+                wrong &= ids != ignore_index
+            if mask is not None:
+                wrong &= mask.numpy().astype(bool)
+            if wrong.any():
+                where = tuple(int(i) for i in np.argwhere(wrong)[0])
+                raise ValueError(
+                    f"labels{list(where)} is {int(ids[where])}; expected a class id in 0..{shape[-1] - 1}, or "
+                    f"ignore_index ({ignore_index}) for a position that does not count"
+                )
+    if mask is not None and (tuple(mask.shape) != positions or mask.dtype in _FLOATS):
+        raise ValueError(
+            f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected bool of shape {positions}"
+        )
+    if weight is not None and (kind == "regression" or tuple(weight.shape) != (shape[-1],)):
+        what = "no class_weight for regression" if kind == "regression" else f"({shape[-1]},)"
+        raise ValueError(f"class_weight has shape {tuple(weight.shape)}; expected {what}")
