@@ -15,12 +15,6 @@ from paddle.nn import functional as F
 from rdrop import NoEffectWarning
 from rdrop.paddle import RDropLoss, RDropNetwork, divergence, forward_passes, rdrop_loss
 
-# Paddle speaks of its own BatchNorm and of its own copies of labels.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:When training, we now always track:UserWarning"),
-    pytest.mark.filterwarnings("ignore:To copy construct from a tensor:UserWarning"),
-]
-
 B, C = 6, 3
 WRONG: Any = "shared"
 X = np.random.default_rng(0).normal(size=(B, 8)).astype("float32")
