@@ -96,13 +96,11 @@ class RDropTrainer(Trainer):
             stop_gradient=rdrop.stop_gradient,
             impl=rdrop.impl,
         )
-        model = self.accelerator.unwrap_model(self.model)
-        base = model.get_base_model() if hasattr(model, "get_base_model") else model  # inside peft's adapter
         self._shifts_labels = (
             getattr(self, "_loss_shifts_labels", False)  # newer releases look at the model's loss itself
-            or type(base).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+            or type(self._bare_model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
         )
-        self._decoder_needs_labels = hasattr(model, "prepare_decoder_input_ids_from_labels")
+        self._decoder_needs_labels = hasattr(self._bare_model, "prepare_decoder_input_ids_from_labels")
         # The Trainer counts the labels of all micro-batches of a step, and leaves the loss undivided, for
         # losses that use that count. Ours does, whatever the model's forward takes; evaluation goes by the
         # model again.
@@ -213,8 +211,7 @@ class RDropTrainer(Trainer):
         found = outputs.get("aux_loss") if isinstance(outputs, Mapping) else None
         if not isinstance(found, Tensor):
             return 0.0
-        model: Any = self.accelerator.unwrap_model(self.model)
-        return float(getattr(model, "router_aux_loss_coef", 0.0)) * found
+        return float(getattr(self._bare_model, "router_aux_loss_coef", 0.0)) * found
 
     def _target(self, inputs: Mapping[str, Any]) -> Target | None:
         """What the answers to a batch are held against, where it is not `labels` by a cross-entropy."""
@@ -223,8 +220,13 @@ class RDropTrainer(Trainer):
             held = nn.functional.pad(labels[..., 1:], (0, 1), value=IGNORE_INDEX) if shift else labels
             ids = not held.is_floating_point() and self.rdrop.kind == "categorical"
             return OwnLoss(batch, labels, self.compute_loss_func, held != IGNORE_INDEX if ids else None)
-        model = self.accelerator.unwrap_model(self.model)
-        return Spans.of(inputs) or Transcripts.of(inputs, model)
+        return Spans.of(inputs) or Transcripts.of(inputs, self._bare_model)
+
+    @property
+    def _bare_model(self) -> Any:
+        """The model without wrappers for devices, compilers and adapters."""
+        model: Any = self.accelerator.unwrap_model(self.model)
+        return model.get_base_model() if hasattr(model, "get_base_model") else model
 
     @property
     def _ranks(self) -> float:
@@ -305,8 +307,7 @@ class RDropTrainer(Trainer):
             )
         if self._decoder_needs_labels and "decoder_input_ids" not in batch:
             # Encoder-decoder models make the decoder's input from the labels, which forward no longer sees.
-            model: Any = self.accelerator.unwrap_model(self.model)
-            batch["decoder_input_ids"] = model.prepare_decoder_input_ids_from_labels(labels=labels)
+            batch["decoder_input_ids"] = self._bare_model.prepare_decoder_input_ids_from_labels(labels=labels)
         return (batch, labels, self._shifts_labels) if shifted is None else (batch, shifted, False)
 
     def _language_head(self, batch: dict[str, Any], labels: Tensor) -> LanguageHead | None:
