@@ -20,15 +20,20 @@ SETS = sorted(path.parents[1].name for path in (ROOT / "evidence").glob("*/answe
 TUNED = [name for name in SETS if (ROOT / "evidence" / name / "sweep").is_dir()]
 
 
-@pytest.fixture(scope="module")
-def results() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results", ROOT / "scripts" / "results.py")
+def script(name: str) -> ModuleType:
+    """A file of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules["results"] = module  # a dataclass looks its module up
+    sys.modules[name] = module  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="module")
+def results() -> ModuleType:
+    return script("results")
 
 
 def test_the_page_is_what_the_records_say(results: ModuleType) -> None:
@@ -76,3 +81,30 @@ def test_no_path_of_a_machine_is_in_the_records(name: str) -> None:
     summary = read_summary(ROOT / "evidence" / name / "answer")
     told = yaml.safe_dump(summary.recipe) + summary.environment.command
     assert " /" not in told
+
+
+STUDY = sorted(path.parents[1].name for path in (ROOT / "evidence" / "estimators").glob("*/answer/summary.json"))
+
+
+@pytest.fixture(scope="module")
+def study() -> ModuleType:
+    return script("study")
+
+
+def test_the_page_on_cheaper_forms_is_what_its_records_say(study: ModuleType) -> None:
+    written = (ROOT / "docs" / "cheaper.md").read_text(encoding="utf-8")
+    assert written == study.page(), "run python scripts/study.py"
+    assert all(f"#{name}" in written for name in STUDY)
+
+
+@pytest.mark.parametrize("name", STUDY)
+def test_a_study_has_the_arms_and_seeds_of_its_recipe_and_nothing_of_the_data(name: str) -> None:
+    folder = ROOT / "evidence" / "estimators" / name
+    summary, recipe = read_summary(folder / "answer"), load_recipe(str(folder / "recipe.yaml"))
+    assert {(run.arm, run.seed) for run in summary.runs} == {
+        (arm, seed) for arm in recipe.compare.arms for seed in recipe.compare.seeds
+    }
+    assert len(recipe.compare.seeds) >= 5
+    assert type(recipe).model_validate(summary.recipe) == recipe
+    assert not any(run.exhibits for run in summary.runs)
+    assert " /" not in yaml.safe_dump(summary.recipe) + summary.environment.command
