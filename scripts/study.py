@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +81,11 @@ def _section(part: Part) -> Iterator[str]:
     yield ""
     yield f"{summary.data} {len(summary.arms[0].seeds)} seeds."
     yield ""
+    # Not by a fragment in the address, to which the browser would move the page around the frame as well.
+    scroll = "this.contentWindow.scrollTo(0, this.contentDocument.getElementById('cost').offsetTop)"
     yield (
-        f'<iframe src="../{part.report}#cost" title="{summary.title}: gain against cost" loading="lazy" '
-        'style="width: 100%; height: 34rem; border: 1px solid"></iframe>'
+        f'<iframe src="../{part.report}" title="{escape(summary.title)}: gain against cost" loading="lazy" '
+        f'onload="{scroll}" style="width: 100%; height: 34rem; border: 1px solid"></iframe>'
     )
     yield ""
     heads = [f"{metric_format(summary, metric).heading} − `plain`" for metric in (part.likelihood, main)]
