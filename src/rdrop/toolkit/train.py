@@ -73,8 +73,8 @@ def survey(recipe: Recipe) -> Survey:
     task = task_of(recipe)
     splits = task.load(seed)
     steps = planned_steps(task, splits)
+    model = build_model(task, seed)  # first: a batch of some tasks needs to know of it
     batch = example_batch(task, splits)
-    model = build_model(task, seed)
     plans = {arm: _planned(arm, model, recipe.model.dropout, batch, recipe) for arm in recipe.compare.arms}
     return Survey(steps, task.metrics, splits.notes, plans)
 
