@@ -111,7 +111,7 @@ def test_every_pass_has_a_key_of_its_own_and_shares_what_needs_none() -> None:
         (lambda: rdrop_loss(jnp.ones((2, 5)), Y), r"logits have shape \(2, 5\); expected \(M, B, ..., C\)"),
         (lambda: rdrop_loss(Z, Y[:3]), r"labels have shape \(3,\)"),
         (lambda: rdrop_loss(Z, Y + 3), r"labels\[1\] is 7; expected a class id in 0..4"),
-        (lambda: rdrop_loss(Z, Y, mask=jnp.ones(6)), "mask has shape"),
+        (lambda: rdrop_loss(Z, Y, mask=jnp.ones(5, bool)), "mask has shape"),
         (lambda: rdrop_loss(Z, Y, class_weight=jnp.ones(3)), "class_weight has shape"),
         (lambda: rdrop_loss(Z, Y, alpha=-1.0), "alpha is -1.0"),
         (lambda: rdrop_loss(Z, Y, reduction="sum", normalizer=3), "normalizer is given and reduction is 'sum'"),
@@ -124,9 +124,13 @@ def test_what_is_out_of_place_is_refused(call: Any, message: str) -> None:
         call()
 
 
-def test_integers_are_no_logits() -> None:
+def test_numbers_of_another_kind_are_refused() -> None:
     with pytest.raises(TypeError, match="logits have dtype int32"):
         rdrop_loss(jnp.ones((2, 3, 4), int), None)
+    with pytest.raises(TypeError, match="mask has dtype float32; expected bool"):
+        rdrop_loss(Z, Y, mask=jnp.ones(6))
+    with pytest.raises(TypeError, match="labels have dtype bool"):
+        rdrop_loss(Z, Y > 0)
 
 
 def test_it_needs_no_torch() -> None:

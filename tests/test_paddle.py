@@ -150,7 +150,7 @@ def test_a_whole_fit_learns(capsys: pytest.CaptureFixture[str]) -> None:
         (lambda z, y: rdrop_loss(z, y[:2]), r"labels have shape \(2,\)"),
         (lambda z, y: rdrop_loss(z, y + 1), r"labels\[1\] is 3; expected a class id in 0..2"),
         (lambda z, y: rdrop_loss(z, y, class_weight=paddle.ones([7])), "class_weight has shape"),
-        (lambda z, y: rdrop_loss(z, y, mask=paddle.ones([B])), "mask has shape"),
+        (lambda z, y: rdrop_loss(z, y, mask=paddle.ones([B, 1], "bool")), "mask has shape"),
         (lambda z, y: rdrop_loss(z, y, alpha=-1.0), "alpha is -1.0"),
         (lambda z, y: forward_passes(network(), z[0], strategy=WRONG), "strategy is 'shared'"),
         (lambda z, y: forward_passes(network(), z[0], passes=0), "passes is 0"),
@@ -159,6 +159,16 @@ def test_a_whole_fit_learns(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_is_out_of_place_is_refused(call: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call(paddle.zeros([2, B, C]), paddle.to_tensor(Y))
+
+
+def test_numbers_of_another_kind_are_refused() -> None:
+    z, y = paddle.zeros([2, B, C]), paddle.to_tensor(Y)
+    with pytest.raises(TypeError, match=r"logits have dtype paddle\.int64"):
+        rdrop_loss(z.astype("int64"), y)
+    with pytest.raises(TypeError, match=r"mask has dtype paddle\.float32; expected bool"):
+        rdrop_loss(z, y, mask=paddle.ones([B]))
+    with pytest.raises(TypeError, match="labels have dtype bool"):
+        rdrop_loss(z, y > 0)
 
 
 def test_it_needs_no_torch() -> None:

@@ -16,7 +16,8 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
+from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha
+from rdrop.shapes import check_class_ids, check_reduction, check_shapes
 
 __all__ = ["RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
@@ -85,11 +86,9 @@ def rdrop_loss(
     z = jnp.asarray(logits)
     y, keep, weight = (None if each is None else jnp.asarray(each) for each in (labels, mask, class_weight))
     objective = Objective(kind, divergence, stop_gradient, label_smoothing)
-    check_choice("reduction", reduction, Reduction)
+    check_reduction(reduction, normalizer)
     if isinstance(alpha, int | float):
         check_alpha(alpha)
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f"normalizer is given and reduction is {reduction!r}; it belongs to reduction='mean'")
     _check(z, y, keep, weight, kind, ignore_index)
     z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
     soft = kind == "categorical" and y is not None and jnp.issubdtype(y.dtype, jnp.floating)
@@ -244,46 +243,23 @@ def _divergence(log_p: Array, objective: Objective) -> Array:
 def _check(
     z: Array, y: Array | None, mask: Array | None, weight: Array | None, kind: Kind, ignore_index: int | None
 ) -> None:
-    """Refuse shapes and dtypes that would broadcast into a wrong loss."""
+    """Refuse dtypes, shapes and class ids that would give a wrong loss."""
     categorical = kind == "categorical"
     if not jnp.issubdtype(z.dtype, jnp.floating):
         raise TypeError(f"logits have dtype {z.dtype}; expected a floating-point dtype")
-    if z.ndim < (3 if categorical else 2) or len(z) == 0 or (categorical and z.shape[-1] == 0):
-        layout = "(M, B, ..., C)" if categorical else "(M, B, ...)"
-        raise ValueError(f"logits have shape {z.shape}; expected {layout} with the M >= 1 passes on the leading axis")
-    positions = z.shape[1:-1] if categorical else z.shape[1:]
-    if y is not None:
-        soft = categorical and jnp.issubdtype(y.dtype, jnp.floating)
-        expected = z.shape[1:] if soft else positions
-        if y.shape != expected:
-            raise ValueError(f"labels have shape {y.shape}; logits {z.shape} of kind {kind!r} need {expected}")
-        if categorical and y.dtype == bool:
-            raise TypeError(f"labels have dtype {y.dtype}; expected integer class ids or class probabilities")
-        if categorical and not soft:
-            _check_values(y, mask, z.shape[-1], ignore_index)
-    if mask is not None and (mask.shape != positions or jnp.issubdtype(mask.dtype, jnp.floating)):
-        raise ValueError(f"mask has shape {mask.shape} and dtype {mask.dtype}; expected bool of shape {positions}")
-    if weight is not None and (kind == "regression" or weight.shape != (z.shape[-1],)):
-        what = "no class_weight for regression" if kind == "regression" else f"({z.shape[-1]},)"
-        raise ValueError(f"class_weight has shape {weight.shape}; expected {what}")
+    soft = categorical and y is not None and jnp.issubdtype(y.dtype, jnp.floating)
+    check_shapes(kind, z.shape, *(None if each is None else each.shape for each in (y, mask, weight)), soft=soft)
+    if categorical and y is not None and y.dtype == bool:
+        raise TypeError(f"labels have dtype {y.dtype}; expected integer class ids or class probabilities")
+    if mask is not None and jnp.issubdtype(mask.dtype, jnp.floating):
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
+    if categorical and y is not None and not soft and _can_be_looked_at(y, mask):
+        check_class_ids(np.asarray(y), None if mask is None else np.asarray(mask), z.shape[-1], ignore_index)
 
 
-def _check_values(y: Array, mask: Array | None, classes: int, ignore_index: int | None) -> None:
-    """Look at class ids where that costs nothing: outside of compiled programs, on the CPU."""
-    looked_at = [each for each in (y, mask) if each is not None]
-    if any(isinstance(each, jax.core.Tracer) for each in looked_at):
-        return
-    if any(device.platform != "cpu" for each in looked_at for device in each.devices()):
-        return
-    ids = np.asarray(y)
-    wrong = (ids < 0) | (ids >= classes)
-    if ignore_index is not None:
-        wrong &= ids != ignore_index
-    if mask is not None:
-        wrong &= np.asarray(mask, bool)
-    if wrong.any():
-        where = tuple(int(i) for i in np.argwhere(wrong)[0])
-        raise ValueError(
-            f"labels{list(where)} is {int(ids[where])}; expected a class id in 0..{classes - 1}, or "
-            f"ignore_index ({ignore_index}) for a position that does not count"
-        )
+def _can_be_looked_at(*arrays: Array | None) -> bool:
+    """Whether values are at hand at no cost: outside of compiled programs, on the CPU."""
+    found = [each for each in arrays if each is not None]
+    if any(isinstance(each, jax.core.Tracer) for each in found):
+        return False
+    return all(device.platform == "cpu" for each in found for device in each.devices())

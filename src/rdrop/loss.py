@@ -13,6 +13,7 @@ from rdrop.errors import ProbabilitiesWarning
 from rdrop.kernels import IMPLEMENTATIONS, Impl, choose
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
 from rdrop.schedule import Schedule, constant
+from rdrop.shapes import check_reduction, check_shapes, wrong_class_id
 
 
 class RDropOutput(NamedTuple):
@@ -159,11 +160,7 @@ def plan_reduction(
     if not isinstance(alpha, Tensor):
         check_alpha(alpha)
     objective = Objective(kind, divergence, stop_gradient, label_smoothing)
-    check_choice("reduction", reduction, Reduction)
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f"normalizer is given and reduction is {reduction!r}; it belongs to reduction='mean'")
-    if normalizer is not None and not isinstance(normalizer, Tensor) and not normalizer >= 0:
-        raise ValueError(f"normalizer is {normalizer!r}; expected a count of at least 0")
+    check_reduction(reduction, normalizer)
     _check_tensors(logits, labels, mask, class_weight, objective, ignore_index)
     soft = kind == "categorical" and labels is not None and labels.is_floating_point()
     keep = _reduction.counted_positions(None if soft else labels, mask, ignore_index)
@@ -328,45 +325,22 @@ def _check_tensors(
 ) -> None:
     """Refuse shapes and dtypes that would broadcast into a wrong loss, before anything is computed."""
     categorical = objective.kind == "categorical"
-    layout = "(M, B, ..., C)" if categorical else "(M, B, ...)"
     if not logits.is_floating_point():
         raise TypeError(f"logits have dtype {logits.dtype}; expected a floating-point dtype")
-    if logits.dim() < (3 if categorical else 2) or len(logits) == 0:
-        raise ValueError(
-            f"logits have shape {tuple(logits.shape)}; expected {layout} with the M >= 1 passes on the leading axis: "
-            "for a doubled batch [x; x] use logits.unflatten(0, (2, -1)), for separate outputs torch.stack"
-        )
-    positions, classes = (logits.shape[1:-1], logits.shape[-1]) if categorical else (logits.shape[1:], logits.shape[-1])
-    if categorical and classes == 0:
-        raise ValueError(f"logits have shape {tuple(logits.shape)}; expected at least one class on the last axis")
     for name, tensor in (("labels", labels), ("mask", mask), ("class_weight", class_weight)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name} are on {tensor.device} and logits on {logits.device}; move them to one device")
-    if labels is not None:
-        soft = categorical and labels.is_floating_point()
-        expected = logits.shape[1:] if soft else positions
-        if labels.shape != expected:
-            other = f", or class probabilities {tuple(logits.shape[1:])}" if categorical and not soft else ""
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}; logits {tuple(logits.shape)} of kind {objective.kind!r} "
-                f"need {'class probabilities' if soft else 'labels'} of shape {tuple(expected)}{other}"
-                + ("; class ids have an integer dtype" if soft else "")
-            )
-        if labels.is_complex() or (categorical and labels.dtype == torch.bool):
-            raise TypeError(f"labels have dtype {labels.dtype}; expected integer class ids or class probabilities")
-    if mask is not None:
-        if mask.is_floating_point():
-            raise TypeError(
-                f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts"
-            )
-        if mask.shape != positions:
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; expected one entry for each position, {tuple(positions)}: "
-                "expand it yourself where an axis is missing, so that nothing broadcasts by accident"
-            )
-    if class_weight is not None and (objective.kind == "regression" or class_weight.shape != (classes,)):
-        what = "no class_weight for regression" if objective.kind == "regression" else f"({classes},)"
-        raise ValueError(f"class_weight has shape {tuple(class_weight.shape)}; expected {what}")
+    check_shapes(
+        objective.kind,
+        logits.shape,
+        *(None if tensor is None else tensor.shape for tensor in (labels, mask, class_weight)),
+        soft=categorical and labels is not None and labels.is_floating_point(),
+        hint=": for a doubled batch [x; x] use logits.unflatten(0, (2, -1)), for separate outputs torch.stack",
+    )
+    if labels is not None and (labels.is_complex() or (categorical and labels.dtype == torch.bool)):
+        raise TypeError(f"labels have dtype {labels.dtype}; expected integer class ids or class probabilities")
+    if mask is not None and mask.is_floating_point():
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(logits, labels, mask, objective, ignore_index)
 
@@ -382,10 +356,7 @@ def _check_values(
         low, high = labels.aminmax()
         if (low < 0 or high >= classes) and (wrong := _wrong_labels(labels, mask, classes, ignore_index)).any():
             where = tuple(int(i) for i in wrong.nonzero()[0])
-            raise ValueError(
-                f"labels{list(where)} is {int(labels[where])}; expected a class id in 0..{classes - 1}, or "
-                f"ignore_index ({ignore_index}) for a position that does not count"
-            )
+            raise wrong_class_id(where, int(labels[where]), classes, ignore_index)
     first = logits.detach()[(0,) * (logits.dim() - 1)]
     if classes > 1 and first.min() >= 0 and abs(first.double().sum().item() - 1) < 1e-5:
         warnings.warn(

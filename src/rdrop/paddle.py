@@ -13,13 +13,13 @@ import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
 
 from rdrop.errors import NoEffectWarning
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
+from rdrop.shapes import check_class_ids, check_reduction, check_shapes
 
 __all__ = ["RDropLoss", "RDropNetwork", "RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
@@ -91,11 +91,9 @@ def rdrop_loss(
         [0.7908, 0.41, 0.3808]
     """
     objective = Objective(kind, divergence, stop_gradient, label_smoothing)
-    check_choice("reduction", reduction, Reduction)
+    check_reduction(reduction, normalizer)
     if isinstance(alpha, int | float):
         check_alpha(alpha)
-    if normalizer is not None and reduction != "mean":
-        raise ValueError(f"normalizer is given and reduction is {reduction!r}; it belongs to reduction='mean'")
     _check(logits, labels, mask, class_weight, kind, ignore_index)
     z = logits if logits.dtype == paddle.float64 else logits.astype("float32")
     categorical = kind == "categorical"
@@ -254,8 +252,7 @@ class RDropNetwork(nn.Layer):
         >>> network = RDropNetwork(paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 3)))
         >>> model = paddle.Model(network)
         >>> model.prepare(paddle.optimizer.Adam(parameters=model.parameters()), network.loss(alpha=1.0))
-        >>> import numpy as np
-        >>> [loss] = model.train_batch([np.ones((4, 8), "float32")], [np.array([0, 1, 2, 0])])
+        >>>         >>> [loss] = model.train_batch([np.ones((4, 8), "float32")], [np.array([0, 1, 2, 0])])
     """
 
     def __init__(
@@ -394,41 +391,16 @@ def _divergence(log_p: Tensor, possible: Tensor, objective: Objective) -> Tensor
 def _check(
     z: Tensor, labels: Tensor | None, mask: Tensor | None, weight: Tensor | None, kind: Kind, ignore_index: int | None
 ) -> None:
-    """Refuse shapes, dtypes and class ids that would give a wrong loss."""
+    """Refuse dtypes, shapes and class ids that would give a wrong loss."""
     categorical = kind == "categorical"
-    shape = tuple(z.shape)
     if z.dtype not in _FLOATS:
         raise TypeError(f"logits have dtype {z.dtype}; expected a floating-point dtype")
-    if z.ndim < (3 if categorical else 2) or shape[0] == 0 or (categorical and shape[-1] == 0):
-        layout = "(M, B, ..., C)" if categorical else "(M, B, ...)"
-        raise ValueError(f"logits have shape {shape}; expected {layout} with the M >= 1 passes on the leading axis")
-    positions = shape[1:-1] if categorical else shape[1:]
-    if labels is not None:
-        soft = categorical and labels.dtype in _FLOATS
-        expected = shape[1:] if soft else positions
-        if tuple(labels.shape) != expected:
-            raise ValueError(
-                f"labels have shape {tuple(labels.shape)}; logits {shape} of kind {kind!r} need {expected}"
-            )
-        if categorical and labels.dtype == paddle.bool:
-            raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
-        if categorical and not soft and z.place.is_cpu_place():
-            ids = labels.numpy()
-            wrong = (ids < 0) | (ids >= shape[-1])
-            if ignore_index is not None:
-                wrong &= ids != ignore_index
-            if mask is not None:
-                wrong &= mask.numpy().astype(bool)
-            if wrong.any():
-                where = tuple(int(i) for i in np.argwhere(wrong)[0])
-                raise ValueError(
-                    f"labels{list(where)} is {int(ids[where])}; expected a class id in 0..{shape[-1] - 1}, or "
-                    f"ignore_index ({ignore_index}) for a position that does not count"
-                )
-    if mask is not None and (tuple(mask.shape) != positions or mask.dtype in _FLOATS):
-        raise ValueError(
-            f"mask has shape {tuple(mask.shape)} and dtype {mask.dtype}; expected bool of shape {positions}"
-        )
-    if weight is not None and (kind == "regression" or tuple(weight.shape) != (shape[-1],)):
-        what = "no class_weight for regression" if kind == "regression" else f"({shape[-1]},)"
-        raise ValueError(f"class_weight has shape {tuple(weight.shape)}; expected {what}")
+    soft = categorical and labels is not None and labels.dtype in _FLOATS
+    shapes = [None if each is None else tuple(each.shape) for each in (labels, mask, weight)]
+    check_shapes(kind, tuple(z.shape), *shapes, soft=soft)
+    if categorical and labels is not None and labels.dtype == paddle.bool:
+        raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
+    if mask is not None and mask.dtype in _FLOATS:
+        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
+    if categorical and labels is not None and not soft and z.place.is_cpu_place():
+        check_class_ids(labels.numpy(), None if mask is None else mask.numpy(), z.shape[-1], ignore_index)

@@ -83,7 +83,7 @@ def refusals_of(model: nn.Module, request: Request) -> dict[str, str]:
     reasons: dict[str, list[str]] = {"concat": [], "sequential": [], "shared": []}
     if rates_are_per_pass(model):
         reasons["concat"].append(
-            "each pass has a dropout rate of its own. Use sequential, or one rate for all (rdrop.set_dropout)"
+            "each pass has a dropout rate of its own (rdrop.set_dropout sets one for all), so each needs a forward"
         )
     if request.one_sided:
         reasons["concat"].append("a pass without a gradient graph needs a forward of its own")

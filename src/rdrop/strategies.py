@@ -32,6 +32,10 @@ class Request:
         """Rows of the batch that make more than one pass."""
         return max(1, round(self.fraction * rows))
 
+    def stands_for(self, rows: int) -> float:
+        """For how many rows of the batch one stands that makes more than one pass."""
+        return rows / self.again(rows)
+
     def further(self, rows: int) -> float:
         """Batches that the passes after the first are over."""
         return (self.passes - 1) * self.again(rows) / rows

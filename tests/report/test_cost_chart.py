@@ -17,7 +17,12 @@ COSTS = {"plain": 1.0, "rdrop": 2.0, "every-2": 1.5, "fraction-0.5": 1.5, "longe
 def study(make_summary: MakeSummary) -> Summary:
     """Arms of three costs."""
     summary = make_summary(arms=tuple(COSTS))
-    arms = [arm.model_copy(update={"total_compute": COSTS[arm.name]}) for arm in summary.arms]
+    arms = [
+        arm.model_copy(
+            update={"total_compute": COSTS[arm.name], "passes": 1 if arm.name.startswith(("plain", "longer")) else 2}
+        )
+        for arm in summary.arms
+    ]
     return summary.model_copy(update={"arms": arms})
 
 

@@ -69,7 +69,7 @@ class RDropLoss(nn.Module):
         several = scores[0].dim() > 2 and scores[0].size(-1) > 1
         joined = torch.cat([each.flatten(1) if not several else each for each in scores], dim=1)
         kind = self.rdrop.kind if several or self.rdrop.kind == "regression" else "binary"
-        stands_for = scores[0].size(1) / Request(self.rdrop.passes, self.rdrop.fraction).again(scores[0].size(1))
+        stands_for = Request(self.rdrop.passes, self.rdrop.fraction).stands_for(scores[0].size(1))
         tied = rdrop_loss(
             joined,
             None,
@@ -97,13 +97,13 @@ class _Passes:
         self._states = [self._state()]
         self._pass = self._question = 0
         self._asking = False
+        self._forward = model.forward
 
     def run(self, index: int, loss: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         """The loss of one pass."""
         self._pass, self._question = index, 0
         self._go_back_to(self._states[0])
         own = self.model.__dict__.get("forward")
-        self._forward = self.model.forward
         self.model.__dict__["forward"] = self._answer
         try:
             found = loss(*args, **kwargs)

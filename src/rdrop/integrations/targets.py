@@ -36,13 +36,14 @@ class Target(Protocol):
     def rows(self) -> int:
         """B."""
 
-    @property
-    def counts_items(self) -> bool:
-        """Whether the loss is divided by the Trainer's count of labels."""
+    def weight(self, count: object, share: float, ranks: float) -> float:
+        """By what the terms of a micro-batch are multiplied in the sum over those of an optimizer step.
 
-    @property
-    def is_summed(self) -> bool:
-        """Whether the losses of micro-batches add up to that of the whole batch, as they are."""
+        Args:
+            count: The Trainer's count of the labels in all of them, or None.
+            share: Of this micro-batch in the step: one over their number.
+            ranks: Processes whose gradients are averaged, where the count is that of all.
+        """
 
     def objective(self, outputs: Any, options: Options, count: Tensor | float | None) -> RDropOutput:
         """The terms of a micro-batch; `options` are those of `rdrop_loss`."""
@@ -54,8 +55,6 @@ class Spans:
 
     batch: dict[str, Any]
     positions: tuple[Tensor, Tensor]
-    counts_items = False
-    is_summed = False
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any]) -> Spans | None:
@@ -70,6 +69,10 @@ class Spans:
     def rows(self) -> int:
         """B."""
         return len(self.positions[0])
+
+    def weight(self, count: object, share: float, ranks: float) -> float:  # noqa: ARG002
+        """A mean over micro-batches."""
+        return share
 
     def objective(
         self,
@@ -97,7 +100,6 @@ class Transcripts:
     batch: dict[str, Any]
     labels: Tensor
     model: Any
-    counts_items = False
 
     @classmethod
     def of(cls, inputs: Mapping[str, Any], model: nn.Module) -> Transcripts | None:
@@ -121,6 +123,10 @@ class Transcripts:
         """B."""
         return len(self.labels)
 
+    def weight(self, count: object, share: float, ranks: float) -> float:  # noqa: ARG002
+        """A mean over micro-batches, or their sum, as over recordings."""
+        return 1.0 if self._is_summed else share
+
     def objective(
         self,
         outputs: Any,
@@ -133,12 +139,12 @@ class Transcripts:
         keep = torch.arange(logits.size(2), device=logits.device) < frames[:, None]
         by_frame = _tied(logits, {**options, "reduction": "none"}, keep).divergence
         by_recording = by_frame.sum(1) / frames
-        tied = by_recording.sum() if self.is_summed else by_recording.mean()
+        tied = by_recording.sum() if self._is_summed else by_recording.mean()
         task = torch.stack([self._ctc(one, frames) for one in logits]).mean()
         return RDropOutput(task + options["alpha"] * tied, task, tied)
 
     @property
-    def is_summed(self) -> bool:
+    def _is_summed(self) -> bool:
         """Whether the loss is a sum over recordings."""
         return bool(self.model.config.ctc_loss_reduction == "sum")
 
@@ -174,13 +180,15 @@ class OwnLoss:
     labels: Any
     function: Callable[..., Tensor]
     keep: Tensor | None
-    counts_items = True
-    is_summed = False
 
     @property
     def rows(self) -> int:
         """B."""
         return len(self.labels)
+
+    def weight(self, count: object, share: float, ranks: float) -> float:  # noqa: ARG002
+        """The function has scaled it; what is divided by the count of all processes is a share of their mean."""
+        return 1.0 if count is None else ranks
 
     def objective(self, outputs: Any, options: Options, count: Tensor | float | None) -> RDropOutput:
         """The function's terms, as it scales them; the divergence in the mean over the labels that count."""

@@ -196,14 +196,11 @@ class RDropTrainer(Trainer):
         options = self.rdrop_loss.options | {"alpha": self.rdrop_loss.current_alpha * stands_for}
         result = target.objective(outputs, options, count)
         result = result._replace(divergence=result.divergence * stands_for)
+        weight = target.weight(count, share, self._ranks)
+        self._note(result, weight, share)
         # Without a count of labels the Trainer divides by the number of micro-batches, except a loss of the user's own.
         divides = count is None and self.compute_loss_func is None
-        weight = 1.0 if target.is_summed else share
-        if target.counts_items:
-            weight = 1.0 if count is None else self._ranks
-        scale = weight / share if divides else weight
-        self._note(result, weight, share)
-        loss = result.loss * scale
+        loss = result.loss * (weight / share if divides else weight)
         return (loss, outputs) if return_outputs else loss
 
     def _balance_of_experts(self, outputs: Any) -> Tensor | float:
@@ -351,7 +348,7 @@ class RDropTrainer(Trainer):
 
     def _rows_for_one_pair(self, rows: int) -> float:
         """For how many rows of a micro-batch one stands that made more than one pass."""
-        return rows / Request(self.rdrop.passes, self.rdrop.fraction).again(rows) if self.passes_of_step > 1 else 1.0
+        return Request(self.rdrop.passes, self.rdrop.fraction).stands_for(rows) if self.passes_of_step > 1 else 1.0
 
     def _logs_before_next_pair(self) -> bool:
         """Whether the log is written before passes are compared the next time."""

@@ -12,7 +12,6 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from rdrop.report.charts import ROUND_STEPS, Chart, Table
 from rdrop.report.number_format import metric_format, ratio, tick
 from rdrop.report.svg import INK, MUTED, SURFACE, arm_style, drawing, inline_svg
-from rdrop.toolkit.arm_names import variant
 from rdrop.toolkit.summary import Metric, Summary
 
 WIDTH, HEIGHT = 430.0, 290.0
@@ -31,12 +30,7 @@ class _Point:
     mean: float
     low: float
     high: float
-
-    @property
-    def is_plain_training(self) -> bool:
-        """Whether the arm makes one pass in each step."""
-        found = variant(self.name)
-        return self.name == "longer" or (found is not None and found.kind == "longer")
+    passes: int
 
 
 def cost_chart(summary: Summary, metric: Metric) -> Chart | None:
@@ -59,7 +53,7 @@ def cost_chart(summary: Summary, metric: Metric) -> Chart | None:
             shown.factor * (difference.mean if end is None else end)
             for end in (difference.mean, difference.low, difference.high)
         )
-        points.append(_Point(position, arm.name, arm.total_compute, mean, low, high))
+        points.append(_Point(position, arm.name, arm.total_compute, mean, low, high, arm.passes))
     points.sort(key=lambda point: (point.cost, point.position))
     costs = [1.0, *(point.cost for point in points)]
     if sum(dearer - cost > APART for cost, dearer in pairwise(costs)) < COSTS - 1:
@@ -84,7 +78,7 @@ def cost_chart(summary: Summary, metric: Metric) -> Chart | None:
     with drawing(WIDTH, HEIGHT) as figure:
         axes = figure.add_subplot()
         axes.axhline(0, color=INK, linewidth=1.2)
-        plain = [(1.0, 0.0), *((point.cost, point.mean) for point in points if point.is_plain_training)]
+        plain = [(1.0, 0.0), *((point.cost, point.mean) for point in points if point.passes == 1)]
         if len(plain) > 1:
             axes.plot(*zip(*plain, strict=True), color=MUTED, linewidth=1.4, linestyle=(0, (4, 2)))
         reach = max(point.cost for point in points) - 1 or 1.0

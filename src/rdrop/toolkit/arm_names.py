@@ -17,6 +17,8 @@ _FORMS = {
     "one_sided": "one-sided",
     "longer": r"longer-(\d+(?:\.\d+)?)",
 }
+# The fields of a recipe's section `rdrop` that make the objective cheaper, as they are where nothing is spared.
+WHOLE: dict[str, Any] = {"every": 1, "fraction": 1.0, "branch_at": None, "one_sided": False}
 EXAMPLES = ("every-2", "fraction-0.25", "last-1", "one-sided", "longer-1.25")
 EXPECTED = f"one of {', '.join(FIXED)}, or with a number of your own {', '.join(EXAMPLES)}"
 
@@ -53,7 +55,7 @@ def economy(name: str) -> dict[str, Any] | None:
     found = variant(name)
     if found is None or found.kind == "longer":
         return None
-    whole: dict[str, Any] = {"every": 1, "fraction": 1.0, "branch_at": None, "one_sided": False, "budget": None}
+    whole = WHOLE | {"budget": None}
     match found.kind:
         case "every":
             return whole | {"every": int(found.number)}

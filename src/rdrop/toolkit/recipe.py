@@ -14,7 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from pydantic_core import PydanticCustomError
 
 from rdrop.schedule import Course
-from rdrop.toolkit.arm_names import EXPECTED, ArmName, economy
+from rdrop.toolkit.arm_names import EXPECTED, WHOLE, ArmName, economy
 
 SplitName = Literal["validation", "test"]
 Tracker = Literal["tensorboard", "mlflow", "wandb", "trackio"]
@@ -194,8 +194,8 @@ def conflict(rdrop: RDrop) -> tuple[str, str, str] | None:
         return told, f"rdrop.{one}", f"rdrop.{other}"
 
     if rdrop.budget is not None:
-        for field in ("every", "fraction", "branch_at", "one_sided"):
-            if getattr(rdrop, field) != RDrop.model_fields[field].default:
+        for field, whole in WHOLE.items():
+            if getattr(rdrop, field) != whole:
                 return both("budget", f"{rdrop.budget:g}", field, "a budget chooses the form itself")
     if rdrop.fraction < 1 and rdrop.branch_at is not None:
         return both("fraction", f"{rdrop.fraction:g}", "branch_at", "passes over other examples share no trunk")
