@@ -252,7 +252,8 @@ class RDropNetwork(nn.Layer):
         >>> network = RDropNetwork(paddle.nn.Sequential(paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 3)))
         >>> model = paddle.Model(network)
         >>> model.prepare(paddle.optimizer.Adam(parameters=model.parameters()), network.loss(alpha=1.0))
-        >>>         >>> [loss] = model.train_batch([np.ones((4, 8), "float32")], [np.array([0, 1, 2, 0])])
+        >>> import numpy as np
+        >>> [loss] = model.train_batch([np.ones((4, 8), "float32")], [np.array([0, 1, 2, 0])])
     """
 
     def __init__(
