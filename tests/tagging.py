@@ -10,11 +10,14 @@ B, T, C, WORDS = 32, 6, 5, 11
 
 
 class DropoutByRow(nn.Dropout):
-    """Dropout whose mask depends on the row and on the pass alone, so that batches may be split at will."""
+    """Dropout whose mask depends on the row and on the pass alone, so that batches may be split at will.
 
-    def __init__(self, width: int, passes: int) -> None:
+    The passes are calls in turn, or, `together`, repetitions of the rows in one call.
+    """
+
+    def __init__(self, width: int, passes: int, *, together: bool) -> None:
         super().__init__(0.5)
-        self.passes = passes
+        self.passes, self.together = passes, together
         self.masks = 2 * torch.rand(3, B, T, width, generator=torch.Generator().manual_seed(1)).round()
         self.calls = 0
         self.rows = torch.tensor([])
@@ -22,6 +25,9 @@ class DropoutByRow(nn.Dropout):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
             return x
+        if self.together:
+            number = torch.arange(len(x)) // (len(x) // self.passes)
+            return x * self.masks[number, self.rows]
         self.calls += 1
         return x * self.masks[(self.calls - 1) % self.passes, self.rows]
 
@@ -31,11 +37,11 @@ class Tagger(nn.Module):
 
     config = None
 
-    def __init__(self, by_row: int = 0) -> None:
+    def __init__(self, by_row: int = 0, *, together: bool = False) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.words = nn.Embedding(WORDS, 16)
-        self.dropout = DropoutByRow(16, by_row) if by_row else nn.Dropout(0.5)
+        self.dropout = DropoutByRow(16, by_row, together=together) if by_row else nn.Dropout(0.5)
         self.head = nn.Linear(16, C)
         self.seen: list[tuple[int, bool]] = []
 

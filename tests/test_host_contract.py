@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 from torch.nn import functional as F
 
-from hosts import HOSTS, Job
-from tagging import Tagger, sentences
+import host_on_a_rank
+from hosts import HOSTS, SHARDED, Job, batch
+from tagging import Tagger
 
 Host = Callable[[Tagger, Job, Path], float]
 
@@ -25,7 +28,7 @@ def host(request: pytest.FixtureRequest) -> Host:
 def by_the_formulas(job: Job) -> tuple[dict[str, Tensor], float]:
     """Weights and evaluation loss from torch alone: means over the labelled positions of the whole batch."""
     model = Tagger(by_row=job.passes)
-    rows = {name: torch.stack([row[name] for row in sentences()]) for name in sentences(1)[0]}
+    rows = batch()
     counted = rows["labels"] != -100
     for _ in range(job.steps):
         scores = [model(rows["words"], rows["row"])["logits"][counted] for _ in range(job.passes)]
@@ -53,17 +56,29 @@ JOBS = {
     "three passes": Job(passes=3, alpha=0.7),
     "micro-batches": Job(micro_batches=4),
     "smoothed micro-batches": Job(micro_batches=2, label_smoothing=0.2),
+    "one doubled batch": Job(strategy="concat"),
 }
 
 
 @pytest.mark.parametrize("job", list(JOBS.values()), ids=list(JOBS))
 def test_steps_and_evaluation_are_those_of_the_formulas(host: Host, job: Job, tmp_path: Path) -> None:
-    model = Tagger(by_row=job.passes)
+    model = Tagger(by_row=job.passes, together=job.strategy == "concat")
     loss = host(model, job, tmp_path)
     expected, expected_loss = by_the_formulas(job)
     for name, weight in expected.items():
         torch.testing.assert_close(model.state_dict()[name], weight, rtol=1e-5, atol=1e-6)
     assert loss == pytest.approx(expected_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", [*HOSTS, *SHARDED])
+def test_two_processes_take_the_steps_of_one(name: str, tmp_path: Path, free_port: int) -> None:
+    job = Job(strategy="concat", micro_batches=2, ranks=2)
+    spawn(host_on_a_rank.worker, args=(name, job, tmp_path, free_port), nprocs=job.ranks)  # type: ignore[no-untyped-call]
+    expected, expected_loss = by_the_formulas(job)
+    for rank in range(job.ranks):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert found.pop("loss").item() == pytest.approx(expected_loss, rel=1e-5)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_training_makes_the_passes_and_evaluation_makes_one(host: Host, tmp_path: Path) -> None:
@@ -76,7 +91,8 @@ def test_training_makes_the_passes_and_evaluation_makes_one(host: Host, tmp_path
 
 def test_jobs_differ_where_they_should() -> None:
     """The contract would miss a host that ignores an option if options made no difference."""
-    weights = {name: by_the_formulas(job)[0]["head.weight"] for name, job in JOBS.items() if "micro" not in name}
+    different = {name: job for name, job in JOBS.items() if "micro" not in name and job.strategy == "sequential"}
+    weights = {name: by_the_formulas(job)[0]["head.weight"] for name, job in different.items()}
     names = list(weights)
     for i, one in enumerate(names):
         for other in names[:i]:

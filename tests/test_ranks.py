@@ -8,6 +8,7 @@ import torch
 from torch.multiprocessing.spawn import spawn
 
 import linear_head_on_two_ranks
+import norms_on_two_ranks
 from rdrop import rdrop_loss
 from two_ranks import RANKS, batch, model, worker
 
@@ -41,3 +42,16 @@ def test_a_tied_weight_of_the_linear_head_has_the_gradient_of_one_process(tmp_pa
             for kind in ("ddp", "fsdp"):
                 torch.testing.assert_close(found[kind][name], want[name], rtol=1e-12, atol=1e-14)
         torch.testing.assert_close(found["by hand"]["head"], untied, rtol=1e-12, atol=1e-14)
+
+
+def test_running_statistics_move_once_in_a_step_as_in_plain_training(tmp_path: Path) -> None:
+    """With DDP from those of the first rank, with FSDP2 from a rank's own."""
+    store = str(tmp_path / "store")
+    spawn(norms_on_two_ranks.worker, args=(store,), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    for rank in range(RANKS):
+        found = torch.load(f"{store}-{rank}", weights_only=True)
+        for kind in norms_on_two_ranks.KINDS:
+            plain = norms_on_two_ranks.model()
+            plain(norms_on_two_ranks.rows(0 if kind == "ddp" else rank, 0))
+            plain(norms_on_two_ranks.rows(rank, 1))
+            torch.testing.assert_close(found[kind], dict(plain.named_buffers()), rtol=1e-5, atol=1e-6)

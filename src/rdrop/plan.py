@@ -49,8 +49,9 @@ class PassPlan:
 
 @dataclass(frozen=True)
 class _Traits:
-    """What one look through a model tells."""
+    """What one look through a model tells, as long as it is of that class: `fully_shard` gives it another."""
 
+    of: type[nn.Module]
     distributed: str | None
     compiled: bool
 
@@ -61,10 +62,10 @@ _plans_of: weakref.WeakKeyDictionary[nn.Module, dict[object, PassPlan]] = weakre
 
 def _traits(model: nn.Module) -> _Traits:
     """The traits of a model, looked up once."""
-    if model not in _traits_of:
+    if model not in _traits_of or _traits_of[model].of is not type(model):
         names = {cls.__name__ for module in model.modules() for cls in type(module).__mro__}
         distributed = next((name for name in _DISTRIBUTED if name in names), None)
-        _traits_of[model] = _Traits(distributed, "OptimizedModule" in names)
+        _traits_of[model] = _Traits(type(model), distributed, "OptimizedModule" in names)
     return _traits_of[model]
 
 
@@ -217,8 +218,8 @@ def _decide(model: nn.Module, inputs: Any, rows: int, request: Request) -> PassP
 
 
 def plan_passes(model: nn.Module, inputs: Any, rows: int, request: Request) -> PassPlan:
-    """The plan for a model, decided once for its mode, the request and which layers draw."""
-    mode = (model.training, torch.is_grad_enabled(), is_compiled(model), rates_are_per_pass(model))
+    """The plan for a model, decided once for its class, its mode, the request and which layers draw."""
+    mode = (type(model), model.training, torch.is_grad_enabled(), is_compiled(model), rates_are_per_pass(model))
     key = (request, mode, active_pattern(model))
     plans = _plans_of.setdefault(model, {})
     if key not in plans:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +257,9 @@ def test_only_two_equal_networks_without_dropout_are_warned_of_and_once(tmp_path
     assert [warning.category for warning in told] == [NoEffectWarning]
 
 
-def test_two_ranks_with_micro_batches_make_the_steps_of_one_process(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
+def test_two_ranks_with_micro_batches_make_the_steps_of_one_process(tmp_path: Path, free_port: int) -> None:
     store = str(tmp_path / "store")
-    spawn(worker, args=(store, port), nprocs=RANKS)  # type: ignore[no-untyped-call]
+    spawn(worker, args=(store, free_port), nprocs=RANKS)  # type: ignore[no-untyped-call]
     alone = trained(str(tmp_path), per_device_train_batch_size=ROWS)
     for rank in range(RANKS):
         for name, weight in load_file(f"{store}-{rank}").items():
