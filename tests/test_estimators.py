@@ -95,6 +95,7 @@ def test_one_sided_needs_a_forward_of_its_own_and_costs_a_third_more() -> None:
 
 
 @pytest.mark.parametrize("strategy", ["concat", "sequential"])
+@pytest.mark.shows("torch", "cheaper")
 def test_the_gradient_of_a_fraction_is_unbiased(strategy: Strategy, monkeypatch: pytest.MonkeyPatch) -> None:
     """Over all choices of rows, the mean of the divergence's part is that of the full gradient."""
     torch.manual_seed(0)

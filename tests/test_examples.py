@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port"]
 
@@ -25,6 +27,7 @@ def lines(process: subprocess.Popen[str]) -> list[str]:
     return printed.splitlines()
 
 
+@pytest.mark.shows("torch", "processes", "sharded", "resume")
 def test_two_machines_and_a_resumed_training_are_one_machine_and_an_uninterrupted_one(
     tmp_path: Path, free_port: int
 ) -> None:

@@ -61,6 +61,7 @@ JOBS = {
 
 
 @pytest.mark.parametrize("job", list(JOBS.values()), ids=list(JOBS))
+@pytest.mark.shows(HOSTS, "steps", "plain", "evaluation", "accumulation", "label smoothing", "masks")
 def test_steps_and_evaluation_are_those_of_the_formulas(host: Host, job: Job, tmp_path: Path) -> None:
     model = Tagger(by_row=job.passes, together=job.strategy == "concat")
     loss = host(model, job, tmp_path)
@@ -71,6 +72,8 @@ def test_steps_and_evaluation_are_those_of_the_formulas(host: Host, job: Job, tm
 
 
 @pytest.mark.parametrize("name", [*HOSTS, *SHARDED])
+@pytest.mark.shows(HOSTS, "processes")
+@pytest.mark.shows("torch", "sharded")
 def test_two_processes_take_the_steps_of_one(name: str, tmp_path: Path, free_port: int) -> None:
     job = Job(strategy="concat", micro_batches=2, ranks=2)
     spawn(host_on_a_rank.worker, args=(name, job, tmp_path, free_port), nprocs=job.ranks)  # type: ignore[no-untyped-call]
@@ -81,6 +84,7 @@ def test_two_processes_take_the_steps_of_one(name: str, tmp_path: Path, free_por
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.shows(HOSTS, "evaluation")
 def test_training_makes_the_passes_and_evaluation_makes_one(host: Host, tmp_path: Path) -> None:
     model = Tagger(by_row=2)
     host(model, Job(steps=2, micro_batches=4), tmp_path)

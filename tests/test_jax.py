@@ -23,6 +23,7 @@ def loss(z: jax.Array, alpha: Any = 2.0) -> jax.Array:
     return rdrop_loss(z, Y, alpha=alpha, label_smoothing=0.1).loss
 
 
+@pytest.mark.shows("JAX", "compiled", "schedule")
 def test_compiled_it_gives_the_same_also_with_an_alpha_that_is_traced() -> None:
     np.testing.assert_allclose(jax.jit(loss)(Z, 3.0), loss(Z, 3.0), rtol=1e-6)
     np.testing.assert_allclose(jax.jit(jax.grad(loss))(Z, 3.0), jax.grad(loss)(Z, 3.0), rtol=1e-5, atol=1e-7)
@@ -43,6 +44,7 @@ def test_second_derivatives_and_forward_mode_agree_with_reverse_mode() -> None:
     np.testing.assert_allclose(curvature, numeric, atol=2e-3)
 
 
+@pytest.mark.shows("JAX", "steps")
 def test_a_training_in_a_scan_is_that_of_a_loop() -> None:
     def step(z: jax.Array, alpha: jax.Array) -> tuple[jax.Array, jax.Array]:
         value, gradient = jax.value_and_grad(loss)(z, alpha)
@@ -59,6 +61,7 @@ def test_a_training_in_a_scan_is_that_of_a_loop() -> None:
     assert values[0] > 0
 
 
+@pytest.mark.shows("JAX", "processes")
 def test_over_two_devices_it_is_that_of_one() -> None:
     program = Path(__file__).with_name("jax_on_two_devices.py")
     done = subprocess.run([sys.executable, program], capture_output=True, text=True, check=False)
@@ -66,6 +69,7 @@ def test_over_two_devices_it_is_that_of_one() -> None:
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.shows("JAX", "mixed precision")
 def test_half_precision_is_computed_in_single(dtype: Any) -> None:
     half = Z.astype(dtype)
     out = rdrop_loss(half, Y)

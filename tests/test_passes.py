@@ -496,6 +496,7 @@ def test_packed_and_nested_inputs_need_one_forward_for_each_pass() -> None:
 
 @pytest.mark.parametrize("momentum", [0.1, 0.7, None])
 @pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.shows("torch", "BatchNorm")
 def test_trap_11_statistics_move_as_one_plain_forward_moves_them(strategy: Strategy, momentum: float | None) -> None:
     torch.manual_seed(0)
     norm = nn.BatchNorm1d(4, momentum=momentum)
@@ -573,6 +574,7 @@ def test_rates_for_each_pass_are_used_in_order_and_restored() -> None:
 # Several models.
 
 
+@pytest.mark.shows("torch", "pair")
 def test_two_models_make_one_pass_each_and_both_are_trained() -> None:
     torch.manual_seed(0)
     models, x = (mlp(0.0), nn.Sequential(nn.Linear(6, 3))), torch.randn(5, 6)
@@ -601,6 +603,7 @@ def test_several_models_that_do_not_fit_are_refused() -> None:
 # Warnings and mistakes.
 
 
+@pytest.mark.shows("torch", "no effect")
 def test_trap_13_identical_outputs_are_told_once() -> None:
     class Unused(nn.Module):
         def __init__(self) -> None:
@@ -689,6 +692,7 @@ def test_trap_10_distributed_models_make_one_forward() -> None:
         forward_passes(model, x)
 
 
+@pytest.mark.shows("torch", "compiled")
 def test_compiled_models_repeat_the_batch_without_a_trial() -> None:
     torch.manual_seed(0)
     plain, x = mlp(), torch.randn(3, 6)
@@ -726,6 +730,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("strategy", ["auto", "concat", "sequential"])
+@pytest.mark.shows("torch", "checkpointing")
 def test_activation_checkpointing_changes_nothing(strategy: Strategy) -> None:
     x, grads = torch.randn(3, 6), []
     for active in (True, False):
@@ -739,6 +744,7 @@ def test_activation_checkpointing_changes_nothing(strategy: Strategy) -> None:
 
 
 @pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
+@pytest.mark.shows("torch", "mixed precision")
 def test_autocast_keeps_gradients_through_the_trial(strategy: Strategy) -> None:
     torch.manual_seed(0)
     model, x = mlp(), torch.randn(3, 6)

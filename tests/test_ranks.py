@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch.multiprocessing.spawn import spawn
 
@@ -13,6 +14,7 @@ from rdrop import rdrop_loss
 from two_ranks import RANKS, batch, model, worker
 
 
+@pytest.mark.shows("torch", "processes", "accumulation")
 def test_gradients_of_ranks_and_micro_batches_are_those_of_the_one_big_batch(tmp_path: Path) -> None:
     store = str(tmp_path / "store")
     spawn(worker, args=(store,), nprocs=RANKS)  # type: ignore[no-untyped-call]
@@ -26,6 +28,7 @@ def test_gradients_of_ranks_and_micro_batches_are_those_of_the_one_big_batch(tmp
             torch.testing.assert_close(found, parameter.grad, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.shows("torch", "sharded")
 def test_a_tied_weight_of_the_linear_head_has_the_gradient_of_one_process(tmp_path: Path) -> None:
     """Replicated (DDP), sharded and gathered (FSDP2), and sharded by hand."""
     store = str(tmp_path / "store")
@@ -44,6 +47,7 @@ def test_a_tied_weight_of_the_linear_head_has_the_gradient_of_one_process(tmp_pa
         torch.testing.assert_close(found["by hand"]["head"], untied, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.shows("torch", "BatchNorm", "sharded")
 def test_running_statistics_move_once_in_a_step_as_in_plain_training(tmp_path: Path) -> None:
     """With DDP from those of the first rank, with FSDP2 from a rank's own."""
     store = str(tmp_path / "store")

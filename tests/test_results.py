@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -14,21 +11,10 @@ from rdrop.toolkit.compare import read_summary
 from rdrop.toolkit.recipe_file import load_recipe
 from rdrop.toolkit.summary import Confusion
 from rdrop.toolkit.sweep import Sweep
+from scripts_of_the_docs import ROOT, script
 
-ROOT = Path(__file__).parents[1]
 SETS = sorted(path.parents[1].name for path in (ROOT / "evidence").glob("*/answer/summary.json"))
 TUNED = [name for name in SETS if (ROOT / "evidence" / name / "sweep").is_dir()]
-
-
-def script(name: str) -> ModuleType:
-    """A file of scripts/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # a dataclass looks its module up
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

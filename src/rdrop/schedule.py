@@ -22,8 +22,9 @@ Course = Literal["constant", "warmup", "linear_decay", "cosine_decay", "learning
 def constant(alpha: float) -> Schedule:
     """Return alpha at every step.
 
-    >>> constant(2.0)(100)
-    2.0
+    Examples:
+        >>> constant(2.0)(100)
+        2.0
     """
     check_alpha(alpha)
     return lambda step: alpha  # noqa: ARG005
@@ -32,8 +33,9 @@ def constant(alpha: float) -> Schedule:
 def linear_warmup(alpha: float, steps: int) -> Schedule:
     """Rise from 0 to alpha over the first `steps` steps, then stay: alpha * min(1, step / steps).
 
-    >>> [linear_warmup(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
-    [0.0, 0.5, 2.0, 2.0]
+    Examples:
+        >>> [linear_warmup(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
+        [0.0, 0.5, 2.0, 2.0]
     """
     check_alpha(alpha)
     _check_steps(steps)
@@ -43,8 +45,9 @@ def linear_warmup(alpha: float, steps: int) -> Schedule:
 def linear_decay(alpha: float, steps: int) -> Schedule:
     """Fall from alpha to 0 over `steps` steps, then stay at 0: alpha * max(0, 1 - step / steps).
 
-    >>> [linear_decay(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
-    [2.0, 1.5, 0.0, 0.0]
+    Examples:
+        >>> [linear_decay(2.0, steps=4)(step) for step in (0, 1, 4, 9)]
+        [2.0, 1.5, 0.0, 0.0]
     """
     check_alpha(alpha)
     _check_steps(steps)
@@ -54,8 +57,9 @@ def linear_decay(alpha: float, steps: int) -> Schedule:
 def cosine_decay(alpha: float, steps: int) -> Schedule:
     """Fall from alpha to 0 along half a cosine: alpha / 2 * (1 + cos(pi * min(1, step / steps))).
 
-    >>> [round(cosine_decay(2.0, steps=4)(step), 3) for step in (0, 2, 4, 9)]
-    [2.0, 1.0, 0.0, 0.0]
+    Examples:
+        >>> [round(cosine_decay(2.0, steps=4)(step), 3) for step in (0, 2, 4, 9)]
+        [2.0, 1.0, 0.0, 0.0]
     """
     check_alpha(alpha)
     _check_steps(steps)
@@ -65,8 +69,9 @@ def cosine_decay(alpha: float, steps: int) -> Schedule:
 def every(alpha: float, k: int) -> Schedule:
     """Return alpha at steps 0, k, 2k, ... and 0 at all others (paper, section 4.3).
 
-    >>> [every(2.0, k=3)(step) for step in range(4)]
-    [2.0, 0.0, 0.0, 2.0]
+    Examples:
+        >>> [every(2.0, k=3)(step) for step in range(4)]
+        [2.0, 0.0, 0.0, 2.0]
     """
     check_alpha(alpha)
     _check_steps(k, "k")
@@ -80,11 +85,12 @@ def follow_learning_rate(alpha: float, optimizer: Optimizer) -> Schedule:
     every scheduler of torch records, or the largest rate seen so far where no scheduler is attached. The step is not
     looked at.
 
-    >>> import torch
-    >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
-    >>> halved = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
-    >>> follow_learning_rate(2.0, optimizer)(0)
-    1.0
+    Examples:
+        >>> import torch
+        >>> optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        >>> halved = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5)
+        >>> follow_learning_rate(2.0, optimizer)(0)
+        1.0
     """
     check_alpha(alpha)
     largest = 0.0
@@ -113,8 +119,9 @@ def named(course: Course, alpha: float, steps: int, optimizer: Optimizer | None 
     Raises:
         ValueError: A value is out of range, or there is no optimizer to follow.
 
-    >>> [named("warmup", 2.0, steps=40)(step) for step in (0, 2, 4, 40)]
-    [0.0, 1.0, 2.0, 2.0]
+    Examples:
+        >>> [named("warmup", 2.0, steps=40)(step) for step in (0, 2, 4, 40)]
+        [0.0, 1.0, 2.0, 2.0]
     """
     match course:
         case "constant":

@@ -50,6 +50,7 @@ def rows(*labels: int) -> Any:
     return [{"input_ids": words[i], "labels": targets[i]} for i in range(B)]
 
 
+@pytest.mark.shows("torch", "adapters")
 def test_the_dropout_of_adapters_is_listed() -> None:
     found = stochastic_layers(classifier())
     drawing = [layer for layer in found if layer.rate]
@@ -57,6 +58,7 @@ def test_the_dropout_of_adapters_is_listed() -> None:
     assert all("lora_dropout" in layer.name and layer.rate == 0.4 for layer in drawing)
 
 
+@pytest.mark.shows("transformers", "adapters")
 def test_a_step_is_that_of_a_loop_and_moves_adapters_alone(tmp_path: Path) -> None:
     model = classifier()
     twin, start = copy.deepcopy(model).train(), copy.deepcopy(model).state_dict()

@@ -52,6 +52,7 @@ def scores_of(model: Any, pairs: list[tuple[str, str]]) -> Tensor:
     return found.view(2, len(pairs), -1)
 
 
+@pytest.mark.shows("sentence-transformers", "steps", "own loss")
 def test_one_label_is_tied_as_a_probability(tmp_path: Path) -> None:
     model = encoder(tmp_path)
     labels = torch.tensor([1.0, 0.0, 0.0, 1.0])
@@ -116,6 +117,7 @@ def test_every_pair_that_a_loss_asks_about_is_tied(tmp_path: Path) -> None:
     torch.testing.assert_close(found["weighted_divergence"], divergence(scores, kind="binary"))
 
 
+@pytest.mark.shows("sentence-transformers", "evaluation", "log")
 def test_a_training_logs_both_parts_and_evaluates_as_without(tmp_path: Path) -> None:
     model = encoder(tmp_path)
     data = Dataset.from_dict({"left": LEFT, "right": RIGHT, "label": [1.0, 0.0, 0.0, 1.0]})

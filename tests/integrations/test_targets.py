@@ -175,6 +175,7 @@ def of_frames(outputs: Any, row: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("task", "by_hand"), [(span, of_spans), (transcripts, of_frames)], ids=["span", "ctc"])
+@pytest.mark.shows("transformers", "steps")
 def test_two_passes_are_a_loop_by_hand(
     task: Build, by_hand: Callable[..., tuple[Tensor, Tensor]], tmp_path: Path
 ) -> None:
@@ -255,6 +256,7 @@ def test_a_loss_of_the_users_own_with_one_pass_is_the_plain_trainer(accumulation
     assert ours.evaluate(rows)["eval_loss"] == pytest.approx(other.evaluate(rows)["eval_loss"], rel=1e-4)  # type: ignore[arg-type]
 
 
+@pytest.mark.shows("transformers", "own loss", "masks")
 def test_a_loss_of_the_users_own_is_tied_at_the_labels_that_count(tmp_path: Path) -> None:
     config = GPT2Config(vocab_size=WORDS, n_embd=8, n_layer=1, n_head=2, resid_pdrop=0.3, embd_pdrop=0.3)
     model = GPT2LMHeadModel(config).train()
@@ -277,6 +279,7 @@ def test_a_loss_of_the_users_own_is_tied_at_the_labels_that_count(tmp_path: Path
     torch.testing.assert_close(found, expected.loss)
 
 
+@pytest.mark.shows("transformers", "evaluation")
 def test_sequences_are_generated_once_and_as_without(tmp_path: Path) -> None:
     config = T5Config(vocab_size=WORDS, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2, dropout_rate=0.3)
     config.decoder_start_token_id = config.pad_token_id = 0

@@ -61,6 +61,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
     return weights(trained(tmp_path_factory.mktemp("plain")))
 
 
+@pytest.mark.shows("transformers", "checkpointing")
 def test_gradient_checkpointing_takes_the_same_steps(plain: dict[str, Tensor], tmp_path: Path) -> None:
     trainer = trained(tmp_path, gradient_checkpointing=True)
     assert trainer.model is not None
@@ -68,6 +69,7 @@ def test_gradient_checkpointing_takes_the_same_steps(plain: dict[str, Tensor], t
     torch.testing.assert_close(weights(trainer), plain, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.shows("transformers", "compiled")
 def test_a_compiled_model_takes_the_same_steps(plain: dict[str, Tensor], tmp_path: Path) -> None:
     trainer = trained(tmp_path, torch_compile=True, torch_compile_backend="eager")
     assert type(trainer.model_wrapped).__name__ == "OptimizedModule"
@@ -84,6 +86,7 @@ def test_auto_repeats_the_batch_of_a_compiled_model(plain: dict[str, Tensor], tm
     )
 
 
+@pytest.mark.shows("transformers", "mixed precision")
 def test_under_mixed_precision_the_steps_are_those_of_a_loop_under_autocast(
     plain: dict[str, Tensor], tmp_path: Path
 ) -> None:
@@ -107,6 +110,7 @@ def test_under_mixed_precision_the_steps_are_those_of_a_loop_under_autocast(
     assert all(weight.dtype == torch.float32 for weight in trainer.model.parameters())
 
 
+@pytest.mark.shows("transformers", "resume", "schedule")
 def test_a_resumed_training_takes_the_steps_of_an_uninterrupted_one(tmp_path: Path) -> None:
     course = RDropConfig(alpha=2.0, schedule="linear_decay", strategy="concat")
     options: dict[str, Any] = {"max_steps": 4, "save_strategy": "steps", "save_steps": 2, "lr_scheduler_type": "linear"}

@@ -49,6 +49,7 @@ def trained(
 
 
 @pytest.mark.parametrize("passes", [1, 2])
+@pytest.mark.shows("transformers", "accumulation")
 def test_trap_12_four_micro_batches_have_the_gradient_of_the_one_batch(tmp_path: Path, passes: int) -> None:
     config = RDropConfig(alpha=2.0, passes=passes, strategy="sequential")
     whole, split = Tagger(by_row=passes), Tagger(by_row=passes)
@@ -87,6 +88,7 @@ def recorded(step: Callable[..., Tensor], told: list[str]) -> Callable[..., Tens
 
 
 @pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.shows("transformers", "steps")
 def test_steps_are_those_of_a_plain_loop(tmp_path: Path, every: int) -> None:
     order: list[list[int]] = []
 
@@ -144,6 +146,7 @@ class Dropping(nn.Module):
     ],
 )
 @pytest.mark.filterwarnings("ignore::rdrop.errors.NoEffectWarning")  # the head draws nothing
+@pytest.mark.shows("transformers", "cheaper")
 def test_steps_with_cheaper_passes_are_those_of_a_plain_loop(
     config: RDropConfig, options: dict[str, Any], factor: float, tmp_path: Path
 ) -> None:
@@ -205,6 +208,7 @@ def test_of_every_third_step_the_log_tells_what_those_steps_say(tmp_path: Path) 
         RDropConfig(fraction=0.0)
 
 
+@pytest.mark.shows("transformers", "plain")
 def test_one_pass_is_plain_training(tmp_path: Path) -> None:
     plain, single, double = Tagger(), Tagger(), Tagger()
     trained(tmp_path, plain, None)
@@ -215,6 +219,7 @@ def test_one_pass_is_plain_training(tmp_path: Path) -> None:
     assert not torch.allclose(double.head.weight, plain.head.weight, atol=1e-4)
 
 
+@pytest.mark.shows("transformers", "evaluation")
 def test_trap_17_evaluation_makes_one_pass_and_has_the_plain_loss(tmp_path: Path) -> None:
     model = Tagger()
     trainer = trained(tmp_path, model, RDropConfig(alpha=5.0))
@@ -233,6 +238,7 @@ def test_trap_17_evaluation_makes_one_pass_and_has_the_plain_loss(tmp_path: Path
     assert loss == pytest.approx(expected.item(), rel=1e-5)
 
 
+@pytest.mark.shows("transformers", "log")
 def test_the_parts_are_logged_as_means_over_the_interval(tmp_path: Path) -> None:
     class Rising(RDropTrainer):
         def alpha_at(self, step: int) -> float:
@@ -255,6 +261,7 @@ def test_the_parts_are_logged_as_means_over_the_interval(tmp_path: Path) -> None
         assert logged(third, part) == pytest.approx(means, rel=1e-5)
 
 
+@pytest.mark.shows("transformers", "schedule")
 def test_alpha_follows_the_learning_rate(tmp_path: Path) -> None:
     config = RDropConfig(alpha=3.0, schedule="learning_rate")
     trainer = trained(tmp_path, Tagger(), config, max_steps=5, warmup_steps=2, lr_scheduler_type="linear")
@@ -263,6 +270,7 @@ def test_alpha_follows_the_learning_rate(tmp_path: Path) -> None:
     assert logged(trainer, "alpha") == pytest.approx([3.0 * rate / 1e-2 for rate in rates])
 
 
+@pytest.mark.shows("transformers", "label smoothing")
 def test_label_smoothing_is_that_of_the_objective(tmp_path: Path) -> None:
     model = Tagger()
     model.dropout.p = 0.0

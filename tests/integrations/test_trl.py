@@ -60,6 +60,7 @@ def trained(network: GPT2LMHeadModel, args: SFTConfig, rdrop: RDropConfig, **opt
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.shows("TRL", "accumulation", "masks")
 def test_the_loss_is_the_mean_over_the_tokens_that_are_predicted(accumulation: int, tmp_path: Path) -> None:
     network = model(0.0)
     rows = [[*tokenizer()(text)["input_ids"], END] for text in texts()["text"]]
@@ -74,6 +75,7 @@ def test_the_loss_is_the_mean_over_the_tokens_that_are_predicted(accumulation: i
     assert logged(trainer, "loss") == pytest.approx([torch.cat(losses).mean().item()], rel=1e-4)
 
 
+@pytest.mark.shows("TRL", "evaluation", "log")
 def test_two_passes_are_tied_and_evaluation_is_that_of_trl(tmp_path: Path) -> None:
     network = model()
     trainer = trained(network, arguments(tmp_path), RDropConfig(alpha=2.0))
@@ -83,16 +85,20 @@ def test_two_passes_are_tied_and_evaluation_is_that_of_trl(tmp_path: Path) -> No
         assert loss == pytest.approx(task_loss + 2.0 * divergence, rel=1e-4)
     plain: Any = SFTTrainer(network, arguments(tmp_path), train_dataset=texts(), processing_class=tokenizer())
     ours, theirs = (each.evaluate(each.train_dataset) for each in (trainer, plain))
-    names = [name for name in theirs if not name.endswith(("_runtime", "_per_second", "_time"))]  # which differ by release
+    names = [
+        name for name in theirs if not name.endswith(("_runtime", "_per_second", "_time"))
+    ]  # which differ by release
     assert "eval_loss" in names
     assert [ours[name] for name in names] == pytest.approx([theirs[name] for name in names], rel=1e-5)
 
 
+@pytest.mark.shows("TRL", "no effect")
 def test_dropout_that_is_off_is_spoken_of(tmp_path: Path) -> None:
     with pytest.warns(NoEffectWarning, match="R-Drop has no effect on GPT2LMHeadModel.*every rate is 0"):
         trained(model(0.0), arguments(tmp_path, max_steps=1), RDropConfig())
 
 
+@pytest.mark.shows("TRL", "adapters")
 def test_the_dropout_of_an_adapter_counts(tmp_path: Path) -> None:
     adapter = LoraConfig(r=2, lora_dropout=0.5, init_lora_weights=False, target_modules=["c_attn"], fan_in_fan_out=True)
     trainer = trained(model(0.0), arguments(tmp_path), RDropConfig(), peft_config=adapter)

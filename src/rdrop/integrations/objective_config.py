@@ -62,12 +62,13 @@ class RDropConfig:
     Raises:
         ValueError: A value is out of range.
 
-    >>> RDropConfig(alpha=5.0).passes
-    2
-    >>> from transformers import HfArgumentParser
-    >>> (config,) = HfArgumentParser([RDropConfig]).parse_args_into_dataclasses(["--alpha", "3", "--one_sided"])
-    >>> config.alpha, config.one_sided
-    (3.0, True)
+    Examples:
+        >>> RDropConfig(alpha=5.0).passes
+        2
+        >>> from transformers import HfArgumentParser
+        >>> (config,) = HfArgumentParser([RDropConfig]).parse_args_into_dataclasses(["--alpha", "3", "--one_sided"])
+        >>> config.alpha, config.one_sided
+        (3.0, True)
     """
 
     alpha: float = 1.0

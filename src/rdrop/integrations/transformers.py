@@ -60,21 +60,22 @@ class RDropTrainer(Trainer):
     Raises:
         ValueError: With several GPUs in one process.
 
-    >>> import torch, tempfile
-    >>> from transformers import PrinterCallback, TrainingArguments
-    >>> class Net(torch.nn.Module):
-    ...     def __init__(self):
-    ...         super().__init__()
-    ...         self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
-    ...     def forward(self, x, labels=None):
-    ...         return {"logits": self.layers(x)}
-    >>> rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(12)]
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     args = TrainingArguments(folder, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
-    ...     trainer = RDropTrainer(Net(), args, train_dataset=rows, rdrop=RDropConfig(alpha=1.0))
-    ...     trainer.remove_callback(PrinterCallback)
-    ...     trainer.train().global_step
-    2
+    Examples:
+        >>> import torch, tempfile
+        >>> from transformers import PrinterCallback, TrainingArguments
+        >>> class Net(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.layers = torch.nn.Sequential(torch.nn.Dropout(0.5), torch.nn.Linear(4, 3))
+        ...     def forward(self, x, labels=None):
+        ...         return {"logits": self.layers(x)}
+        >>> rows = [{"x": torch.randn(4), "labels": i % 3} for i in range(12)]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     args = TrainingArguments(folder, max_steps=2, report_to="none", use_cpu=True, disable_tqdm=True)
+        ...     trainer = RDropTrainer(Net(), args, train_dataset=rows, rdrop=RDropConfig(alpha=1.0))
+        ...     trainer.remove_callback(PrinterCallback)
+        ...     trainer.train().global_step
+        2
     """
 
     def __init__(self, *args: Any, rdrop: RDropConfig, **kwargs: Any) -> None:

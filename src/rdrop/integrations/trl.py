@@ -6,7 +6,8 @@ from typing import Any
 
 from trl.trainer.sft_trainer import SFTTrainer
 
-from rdrop.integrations.transformers import RDropConfig, RDropTrainer
+from rdrop.integrations.objective_config import RDropConfig
+from rdrop.integrations.transformers import RDropTrainer
 
 __all__ = ["RDropConfig", "RDropSFTTrainer"]
 

@@ -76,8 +76,9 @@ def choose(
     Raises:
         ValueError: If the name is unknown, or if that implementation cannot serve the call.
 
-    >>> choose("auto", torch.zeros(2, 8, 10, dtype=torch.float64)).name
-    'fused'
+    Examples:
+        >>> choose("auto", torch.zeros(2, 8, 10, dtype=torch.float64)).name
+        'fused'
     """
     if impl != "auto" and impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl is {impl!r}; expected one of {', '.join(map(repr, get_args(Impl)))}")
@@ -110,8 +111,9 @@ def choose(
 def available() -> dict[str, str]:
     """Name each implementation, with a line on what it is, or why it cannot run here.
 
-    >>> sorted(available())[:2]
-    ['fused', 'native']
+    Examples:
+        >>> sorted(available())[:2]
+        ['fused', 'native']
     """
     return {
         "reference": "the formulas in plain torch, differentiated by autograd",

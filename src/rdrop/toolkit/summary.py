@@ -125,11 +125,12 @@ class Run(Record):
 def without_examples(run: Run) -> Run:
     """A run without what its exhibits show of the data, images and texts; confusions stay.
 
-    >>> texts = Listing(title="Worst", reading="By loss.", columns=["text"], rows=[["a private letter"]])
-    >>> counts = Confusion(title="Confusions", labels=["no", "yes"], counts=[[3, 1], [0, 4]])
-    >>> run = Run(arm="plain", seed=0, status="finished", exhibits=[counts, texts])
-    >>> [exhibit.title for exhibit in without_examples(run).exhibits]
-    ['Confusions']
+    Examples:
+        >>> texts = Listing(title="Worst", reading="By loss.", columns=["text"], rows=[["a private letter"]])
+        >>> counts = Confusion(title="Confusions", labels=["no", "yes"], counts=[[3, 1], [0, 4]])
+        >>> run = Run(arm="plain", seed=0, status="finished", exhibits=[counts, texts])
+        >>> [exhibit.title for exhibit in without_examples(run).exhibits]
+        ['Confusions']
     """
     return run.model_copy(update={"exhibits": [item for item in run.exhibits if isinstance(item, Confusion)]})
 
