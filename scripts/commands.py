@@ -1,4 +1,4 @@
-"""The tables of options on the pages of the commands, from the commands themselves; `mkdocs build` calls this file as a hook."""
+"""Tables of options for the pages of the commands, from the commands themselves; a hook of `mkdocs build`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ FOLDER = "commands/"
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Adds the table to the page of a command; called by mkdocs."""
+    del config, files
     path = page.file.src_uri
     commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
     name = path.removeprefix(FOLDER).removesuffix(".md")

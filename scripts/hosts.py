@@ -1,8 +1,8 @@
 """The page of hosts against features, written from the marks of the tests and nothing else: `python scripts/hosts.py`.
 
-A test that is marked `@pytest.mark.shows(host, feature)` shows that the feature works there. The host is a name, several
-names, or `HOSTS`, those that tests/hosts.py trains with. With `refused=True` it shows that the feature is refused, with a
-message that says so.
+A test that is marked `@pytest.mark.shows(host, feature)` shows that the feature works there. The host is a name,
+several names, or `HOSTS`, those that tests/hosts.py trains with. With `refused=True` it shows that the feature is
+refused, with a message that says so.
 """
 
 from __future__ import annotations
@@ -56,8 +56,9 @@ INTRODUCTION = """# Where you train
 
 Keep your trainer and your framework. Each host has a page with a complete example, and says what it does to the loss.
 
-Every mark below is a test in this repository that runs with each change; the list under the table names them. &#10003;: it works; &#10007;: it is refused, with a
-message that says what to do. No mark: no test shows it, which is not to say that it fails.
+Every mark below is a test in this repository that runs with each change; the list under the table names them.
+&#10003;: it works; &#10007;: it is refused, with a message that says what to do. No mark: no test shows it, which is not
+to say that it fails.
 """
 MARKS = {False: "&#10003;", True: "&#10007;"}
 
@@ -97,7 +98,9 @@ def shown() -> Iterator[Shown]:
                 for host in [named] if isinstance(named, str) else named:
                     for feature in map(ast.literal_eval, features):
                         if host not in PAGES or feature not in FEATURES:
-                            raise ValueError(f"{path.name}: {node.name} shows {feature!r} on {host!r}, which the page lacks")
+                            raise ValueError(
+                                f"{path.name}: {node.name} shows {feature!r} on {host!r}, which the page lacks"
+                            )
                         yield Shown(host, feature, refused, f"{path.relative_to(ROOT)}::{node.name}")
 
 

@@ -35,6 +35,7 @@ def on_post_page(output: str, page: Any, config: Any) -> str:
     Raises:
         PluginError: It lacks some.
     """
+    del config
     from mkdocs.exceptions import PluginError
 
     if page.file.src_uri == PAGE:

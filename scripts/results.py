@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from evidence_page import REPORTS, failures, frame, origin, table
 
 from rdrop.report.number_format import MISSING, MetricFormat, metric_format, p_value, ratio
 from rdrop.report.page import render_report
@@ -21,9 +22,7 @@ from rdrop.toolkit.tasks import TASK_NAMES
 ROOT = Path(__file__).parents[1]
 EVIDENCE = ROOT / "evidence"
 PAGE = ROOT / "docs" / "results.md"
-REPORTS = "reports"
 METHOD = "## How it was done"
-PACKAGES = ["rdrop", "torch", "transformers", "timm"]
 SHOWN = 2  # metrics with their differences; the reports have all of them
 
 
@@ -67,12 +66,6 @@ def page() -> str:
     return "\n".join([lead.rstrip(), "", *_overview(found), left, METHOD + method, *sections])
 
 
-def _table(head: list[str], rows: list[list[str]]) -> Iterator[str]:
-    for row in (head, ["---"] * len(head), *rows):
-        yield f"| {' | '.join(row)} |"
-    yield ""
-
-
 def _overview(found: list[Result]) -> Iterator[str]:
     arms = ["plain", "twice", "rdrop", "longer"]
     rows = []
@@ -98,7 +91,7 @@ def _overview(found: list[Result]) -> Iterator[str]:
         "difference was shown."
     )
     yield ""
-    yield from _table(["data", "metric", *(f"`{arm}`" for arm in arms), "`rdrop` − `plain`", "operations"], rows)
+    yield from table(["data", "metric", *(f"`{arm}`" for arm in arms), "`rdrop` − `plain`", "operations"], rows)
 
 
 def _section(result: Result) -> Iterator[str]:
@@ -112,16 +105,11 @@ def _section(result: Result) -> Iterator[str]:
     head = ["arm", "alpha", "dropout", "seeds"]
     for _, form in result.formats:
         head += [form.heading, "− `plain`"]
-    yield from _table([*head, "operations"], [_row(result, arm) for arm in summary.arms])
-    failed = [f"{arm.name}, seed {seed}: {error}" for arm in summary.arms for seed, error in arm.failed.items()]
-    yield f"Runs that failed: {'; '.join(failed) if failed else 'none'}. {_tried(result)}"
+    yield from table([*head, "operations"], [_row(result, arm) for arm in summary.arms])
+    yield f"{failures(summary)} {_tried(result)}"
     yield ""
-    commands = [each.environment.command for each in (result.sweep, summary) if each is not None]
-    yield from ("```bash", *commands, "```", "")
-    where = summary.environment
-    versions = ", ".join(f"{name} {where.versions[name]}" for name in PACKAGES if name in where.versions)
-    yield f"{where.machine}; {versions}; {where.created[:10]}. [Full report]({REPORTS}/{result.name}.html)"
-    yield ""
+    before = [] if result.sweep is None else [result.sweep.environment.command]
+    yield from origin(summary, f"{REPORTS}/{result.name}.html", *before)
 
 
 def _row(result: Result, arm: Arm) -> list[str]:
@@ -166,12 +154,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     del config, files
     if page.file.src_uri != "gallery.md":
         return markdown
-    frames = (
-        f"## {result.summary.title}\n\n[Open the page]({REPORTS}/{result.name}.html)\n\n"
-        f'<iframe src="../{REPORTS}/{result.name}.html" title="{escape(result.summary.title)}" loading="lazy" '
-        'style="width: 100%; height: 32rem; border: 1px solid"></iframe>\n'
-        for result in results()
-    )
+    frames = []
+    for result in results():
+        title, report = result.summary.title, f"{REPORTS}/{result.name}.html"
+        frames.append(f"## {title}\n\n[Open the page]({report})\n\n{frame(report, title, 32)}\n")
     return markdown.replace("GALLERY", "\n".join(frames))
 
 

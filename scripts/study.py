@@ -11,9 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
+
+from evidence_page import REPORTS, failures, frame, origin, table
 
 from rdrop.report.number_format import MISSING, metric_format, p_value, ratio
 from rdrop.report.page import render_report
@@ -24,9 +25,7 @@ from rdrop.toolkit.summary import Arm, Metric, Summary
 ROOT = Path(__file__).parents[1]
 STUDY = ROOT / "evidence" / "estimators"
 PAGE = ROOT / "docs" / "cheaper.md"
-REPORTS = "reports"
 TABLES = "TABLES\n"
-PACKAGES = ["rdrop", "torch", "transformers", "timm"]
 SURE = 0.05  # a gain of the full form with a larger p-value is none to have a share of
 
 
@@ -83,27 +82,16 @@ def _section(part: Part) -> Iterator[str]:
     yield ""
     # Not by a fragment in the address, to which the browser would move the page around the frame as well.
     scroll = "this.contentWindow.scrollTo(0, this.contentDocument.getElementById('cost').offsetTop)"
-    yield (
-        f'<iframe src="../{part.report}" title="{escape(summary.title)}: gain against cost" loading="lazy" '
-        f'onload="{scroll}" style="width: 100%; height: 34rem; border: 1px solid"></iframe>'
-    )
+    yield frame(part.report, f"{summary.title}: gain against cost", 34, scroll)
     yield ""
     heads = [f"{metric_format(summary, metric).heading} − `plain`" for metric in (part.likelihood, main)]
-    for row in (
+    yield from table(
         ["arm", "alpha", "operations of a run", "time of a step", heads[0], "share of the gain", heads[1]],
-        ["---"] * 7,
-        *(_row(part, arm, main) for arm in sorted(summary.arms[1:], key=lambda arm: arm.total_compute)),
-    ):
-        yield f"| {' | '.join(row)} |"
+        [_row(part, arm, main) for arm in sorted(summary.arms[1:], key=lambda arm: arm.total_compute)],
+    )
+    yield failures(summary)
     yield ""
-    failed = [f"{arm.name}, seed {seed}: {error}" for arm in summary.arms for seed, error in arm.failed.items()]
-    yield f"Runs that failed: {'; '.join(failed) if failed else 'none'}."
-    yield ""
-    where = summary.environment
-    yield from ("```bash", where.command, "```", "")
-    versions = ", ".join(f"{name} {where.versions[name]}" for name in PACKAGES if name in where.versions)
-    yield f"{where.machine}; {versions}; {where.created[:10]}. [Full report]({part.report})"
-    yield ""
+    yield from origin(summary, part.report)
 
 
 def _row(part: Part, arm: Arm, main: Metric) -> list[str]:
