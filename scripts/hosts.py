@@ -57,8 +57,8 @@ INTRODUCTION = """# Where you train
 Keep your trainer and your framework. Each host has a page with a complete example, and says what it does to the loss.
 
 Every mark below is a test in this repository that runs with each change; the list under the table names them.
-&#10003;: it works; &#10007;: it is refused, with a message that says what to do. No mark: no test shows it, which is not
-to say that it fails.
+&#10003;: it works; &#10007;: it is refused, with a message that says what to do. No mark: no test shows it, which is
+not to say that it fails.
 """
 MARKS = {False: "&#10003;", True: "&#10007;"}
 

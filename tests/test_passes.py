@@ -437,6 +437,20 @@ def test_trap_09_rows_are_kept_together_and_an_odd_batch_is_no_problem() -> None
         assert torch.equal(rows, x.expand(3, 5, 1))
 
 
+def test_a_doubled_batch_has_the_memory_format_of_the_batch() -> None:
+    seen = []
+
+    class Seen(nn.Conv2d):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(images.is_contiguous(memory_format=torch.channels_last))
+            return super().forward(images)
+
+    model = nn.Sequential(Seen(3, 4, 3), nn.Dropout(0.5))
+    images = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    forward_passes(model, images, strategy="concat")
+    assert seen == [True]
+
+
 @pytest.mark.parametrize("strategy", ["auto", *STRATEGIES])
 def test_trap_18_the_callers_batch_is_not_changed(strategy: Strategy) -> None:
     model, args, kwargs = structured()

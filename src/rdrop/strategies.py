@@ -76,7 +76,7 @@ def run_concat(model: nn.Module, inputs: Any, rows: int, request: Request, *, co
         if rows_of(leaf) != rows:
             return unwrap(leaf)
         if chosen is None:
-            return leaf.repeat(passes, *[1] * (leaf.dim() - 1))
+            return torch.cat([leaf] * passes)  # which keeps the memory format, unlike `repeat`
         return torch.cat([leaf, *[leaf[chosen]] * (passes - 1)])
 
     def split(leaf: Any) -> Any:
