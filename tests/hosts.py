@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
+from lightning_host import train_with_lightning
 from rdrop import forward_passes, rdrop_loss
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from rdrop.passes import Strategy
@@ -142,5 +143,6 @@ HOSTS: dict[str, Callable[[Tagger, Job, Path], float]] = {
     "torch": train_in_a_loop,
     "accelerate": train_with_accelerate,
     "transformers": train_with_transformers,
+    "Lightning": train_with_lightning,
 }
 SHARDED: dict[str, Callable[[Tagger, Job, Path], float]] = {"torch, FSDP2": train_sharded}

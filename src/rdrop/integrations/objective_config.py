@@ -13,6 +13,7 @@ from rdrop.options import Divergence, Kind, StopGradient, check_alpha, check_cho
 from rdrop.passes import Strategy
 from rdrop.schedule import Course
 
+IGNORE_INDEX = -100  # a label that does not count, in every trainer
 _T = TypeVar("_T")
 
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING_NAMES
 
+from rdrop.integrations.logits_of_outputs import logits_of
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.loss import RDropOutput, rdrop_loss
 from rdrop.structures import map_leaves
 
 SPAN_LABELS = ("start_positions", "end_positions")
 SPAN_LOGITS = ("start_logits", "end_logits")
-IGNORE_INDEX = -100
 
 Options = Mapping[str, Any]
 
@@ -215,37 +216,3 @@ def _tied(
 def _of_pass(outputs: Any, index: int) -> Any:
     """The outputs of one pass."""
     return map_leaves(lambda leaf: leaf[index] if isinstance(leaf, Tensor) and leaf.dim() else leaf, outputs)
-
-
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs.
-
-    Args:
-        outputs: A tensor, a tuple or list that starts with it, or a mapping with the key `logits`.
-
-    Returns:
-        The logits.
-
-    Raises:
-        ValueError: The mapping has no `logits`.
-        TypeError: What should be the logits is no tensor.
-
-    >>> import torch
-    >>> logits_of({"logits": torch.zeros(2, 3)}).shape
-    torch.Size([2, 3])
-    """
-    if isinstance(outputs, Mapping):
-        if "logits" not in outputs:
-            raise ValueError(
-                f"expected `logits` in the model's output, and got {', '.join(outputs)}. Return them from "
-                "forward; where a fused head never makes them, switch it off."
-            )
-        outputs = outputs["logits"]
-    elif isinstance(outputs, tuple | list):
-        outputs = outputs[0]
-    if not isinstance(outputs, Tensor):
-        raise TypeError(
-            f"expected the model's logits as a tensor, and got {type(outputs).__name__}. Return a tensor, a "
-            "tuple or list that starts with it, or a dictionary with the key `logits`."
-        )
-    return outputs

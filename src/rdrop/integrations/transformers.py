@@ -16,8 +16,9 @@ from transformers.utils import logging
 
 from rdrop.block_names import block
 from rdrop.integrations.language_head import LanguageHead, find_language_head, output_embeddings
-from rdrop.integrations.objective_config import RDropConfig
-from rdrop.integrations.targets import IGNORE_INDEX, OwnLoss, Spans, Target, Transcripts, logits_of
+from rdrop.integrations.logits_of_outputs import logits_of
+from rdrop.integrations.objective_config import IGNORE_INDEX, RDropConfig
+from rdrop.integrations.targets import OwnLoss, Spans, Target, Transcripts
 from rdrop.kernels.linear import logits_of as logits_of_head
 from rdrop.linear_loss import linear_rdrop_loss
 from rdrop.loss import RDropLoss, RDropOutput, rdrop_loss

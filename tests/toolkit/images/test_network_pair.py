@@ -16,7 +16,7 @@ from transformers import TrainingArguments
 import hf_training
 from pair_on_two_ranks import RANKS, ROWS, Named, pair, rows, trained, worker
 from rdrop import NoEffectWarning
-from rdrop.integrations.targets import logits_of
+from rdrop.integrations.logits_of_outputs import logits_of
 from rdrop.integrations.transformers import RDropConfig
 from rdrop.toolkit.images.network_pair import NetworkPair, PairTrainer
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from rdrop.errors import NoEffectWarning
-from rdrop.integrations.targets import logits_of
+from rdrop.integrations.logits_of_outputs import logits_of
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 
 

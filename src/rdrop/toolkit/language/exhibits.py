@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from rdrop.integrations.targets import IGNORE_INDEX
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.toolkit.language.models import Continuation, continued
 from rdrop.toolkit.language.token_blocks import Blocks
 from rdrop.toolkit.summary import Listing

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from rdrop.integrations.targets import IGNORE_INDEX
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.toolkit.language.documents import Piece
 
 CHARACTERS = 2**18  # that are made tokens at a time: the tokenizer's own record of a token is some hundred bytes

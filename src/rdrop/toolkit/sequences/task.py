@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, set_seed
 
 from rdrop.errors import RDropWarning, UserError
-from rdrop.integrations.targets import IGNORE_INDEX
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.data.file_data import draw, hold_out, split_seed
 from rdrop.toolkit.data.labelled_splits import split_paths, streamed

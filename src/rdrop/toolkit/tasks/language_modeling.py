@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, set_seed
 
 from rdrop.diagnostics import consistency_gap
-from rdrop.integrations.targets import IGNORE_INDEX
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.data.file_data import draw, split_seed
 from rdrop.toolkit.data.labelled_splits import split_paths, streamed

@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from rdrop.errors import UserError
-from rdrop.integrations.targets import IGNORE_INDEX
+from rdrop.integrations.objective_config import IGNORE_INDEX
 from rdrop.integrations.transformers import RDropTrainer
 from rdrop.toolkit.data.label_names import LabelNames, without_examples
 from rdrop.toolkit.data.labelled_splits import (
