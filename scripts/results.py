@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from evidence_page import REPORTS, failures, frame, origin, table
-
 from rdrop.report.number_format import MISSING, MetricFormat, metric_format, p_value, ratio
 from rdrop.report.page import render_report
 from rdrop.toolkit.compare import SUMMARY_FILE, read_summary

@@ -14,6 +14,7 @@ import torch
 import rdrop
 import rdrop.jax
 import rdrop.paddle
+from keras_implementation import keras_answer
 from rdrop.kernels import native
 
 Array = npt.NDArray[Any]
@@ -108,6 +109,11 @@ def paddle_runner(logits: Array, labels: Array | None, options: dict[str, Any]) 
     return Answer(loss, task_loss, divergence, gradient)
 
 
+def keras_runner(logits: Array, labels: Array | None, options: dict[str, Any]) -> Answer:
+    """`rdrop.keras` on its torch backend; its other backends have processes of their own in its tests."""
+    return Answer(*keras_answer(logits, labels, options))
+
+
 IMPLEMENTATIONS = {
     **{f"torch-{name}": Implementation(torch_runner(name)) for name in ("reference", "fused", "auto")},
     **{
@@ -116,6 +122,7 @@ IMPLEMENTATIONS = {
     },
     "torch-in-place": Implementation(torch_runner("auto", inplace=True)),
     "jax": Implementation(jax_runner),
+    "keras": Implementation(keras_runner),
     "paddle": Implementation(paddle_runner),
     "triton": Implementation(triton_runner, np.float32, rtol=3e-6, atol=3e-7),
 }

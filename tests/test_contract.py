@@ -25,7 +25,7 @@ def implementation(request: pytest.FixtureRequest) -> Implementation:
 
 
 @pytest.mark.parametrize(("implementation", "case"), ON_CASES)
-@pytest.mark.shows(("torch", "JAX", "PaddlePaddle"), "contract", "label smoothing", "masks")
+@pytest.mark.shows(("torch", "Keras", "JAX", "PaddlePaddle"), "contract", "label smoothing", "masks")
 def test_values_are_the_oracles(implementation: Implementation, case: Case) -> None:
     logits = case.logits.astype(implementation.dtype)
     answer = implementation.run(logits, case.labels, case.options)
@@ -35,7 +35,7 @@ def test_values_are_the_oracles(implementation: Implementation, case: Case) -> N
 
 
 @pytest.mark.parametrize(("implementation", "case"), ON_CASES)
-@pytest.mark.shows(("torch", "JAX", "PaddlePaddle"), "contract")
+@pytest.mark.shows(("torch", "Keras", "JAX", "PaddlePaddle"), "contract")
 def test_gradient_is_that_of_the_oracle(implementation: Implementation, case: Case) -> None:
     answer = implementation.run(case.logits, case.labels, case.options)
     numeric = oracle.gradient(lambda z: oracle.objective(z, case.labels, **case.options)[0].sum(), case.logits)

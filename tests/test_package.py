@@ -19,7 +19,8 @@ FAST = [
     SOURCE / "kernels" / name
     for name in ("fused.py", "native.py", "_native.cpp", "_row.h", "triton_rows.py", "triton_elements.py")
 ] + [SOURCE / "replay.py"]
-OTHER_FRAMEWORKS = [SOURCE / "jax.py", SOURCE / "paddle.py"]  # each a file of its own, that says the same again
+# Each a file of its own, that says the same again.
+OTHER_FRAMEWORKS = {SOURCE / "jax.py": 180, SOURCE / "paddle.py": 280, SOURCE / "keras.py": 420}
 LIBRARY = [*SOURCE.glob("[a-z]*.py"), SOURCE / "__init__.py", *(SOURCE / "kernels").glob("*.py")]
 
 
@@ -57,7 +58,7 @@ def test_that_check_can_fail() -> None:
 def test_the_library_can_be_read_in_an_afternoon() -> None:
     """What there is to know; what is fast computes the same again, and each part of it can be read alone."""
     assert sum(lines_of_code(path) for path in LIBRARY if path not in [*FAST, *OTHER_FRAMEWORKS]) < 2200
-    assert all(lines_of_code(path) < 280 for path in OTHER_FRAMEWORKS)
+    assert all(lines_of_code(path) < limit for path, limit in OTHER_FRAMEWORKS.items())
     assert all(len(path.read_text().splitlines()) < 500 for path in FAST)
 
 

@@ -16,16 +16,19 @@ from typing import Any, Literal, NamedTuple
 import paddle
 from paddle import Tensor, nn
 from paddle.nn import functional as F
+from paddle.utils.layers_utils import flatten, map_structure
 
-from rdrop.errors import NoEffectWarning
+from rdrop.errors import NoEffectWarning, ProbabilitiesWarning
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
+from rdrop.schedule import Schedule
 from rdrop.shapes import check_class_ids, check_reduction, check_shapes
 
 __all__ = ["RDropLoss", "RDropNetwork", "RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
+Strategy = Literal["concat", "sequential"]
 IMPOSSIBLE = -1e30  # in place of a logit of -inf, so that no gradient meets an infinity
 _FLOATS = (paddle.float16, paddle.bfloat16, paddle.float32, paddle.float64)
-_compared: weakref.WeakSet[Any] = weakref.WeakSet()
+_compared: weakref.WeakKeyDictionary[Any, set[bool]] = weakref.WeakKeyDictionary()
 
 
 class RDropOutput(NamedTuple):
@@ -58,7 +61,8 @@ def rdrop_loss(
         loss       = task_loss + alpha * divergence
 
     each a mean over the positions that count (Liang et al. 2021, arXiv 2106.14448, eq. 4; `rdrop.rdrop_loss` explains
-    every option and the units of alpha). Softmax and sums run in float32, or in float64 for float64 logits.
+    every option and the units of alpha). Softmax and sums run in float32, or in float64 for float64 logits, inside
+    `paddle.amp.auto_cast` as well. It can be part of a `paddle.jit.to_static` program.
 
     Args:
         logits: `(M, B, ..., C)`, M >= 1; `(M, B, ...)` for the binary and the regression kind. Classes whose logit is
@@ -82,6 +86,9 @@ def rdrop_loss(
         ValueError: A shape or an option is out of place, or, on the CPU, a class id.
         TypeError: A tensor has the wrong kind of dtype.
 
+    Warns:
+        ProbabilitiesWarning: On the CPU: the logits look like probabilities.
+
     Examples:
         >>> import paddle
         >>> from rdrop.paddle import rdrop_loss
@@ -95,24 +102,26 @@ def rdrop_loss(
     if isinstance(alpha, int | float):
         check_alpha(alpha)
     _check(logits, labels, mask, class_weight, kind, ignore_index)
-    z = logits if logits.dtype == paddle.float64 else logits.astype("float32")
-    categorical = kind == "categorical"
-    counts = paddle.ones(z.shape[1 : z.ndim - categorical], "bool") if mask is None else mask.astype("bool")
-    soft = categorical and labels is not None and labels.dtype in _FLOATS
-    if labels is not None and not soft and ignore_index is not None:
-        counts = paddle.logical_and(counts, labels != ignore_index)
-    # What stands where nothing counts, be it nan, must not reach a gradient.
-    z = paddle.where((counts.unsqueeze(-1) if categorical else counts).expand(z.shape), z, paddle.zeros_like(z))
-    task, distance = _rows(z, labels, counts, class_weight, objective)
-    zero = paddle.zeros_like(distance)
-    task, distance = paddle.where(counts, task, zero), paddle.where(counts, distance, zero)
-    if reduction != "none":
-        by: Any = 1.0
-        if reduction == "mean":
-            by = counts.astype(z.dtype).sum().clip(min=1) if normalizer is None else normalizer
-            by = by if isinstance(by, Tensor) else (by or 1.0)
-        task, distance = task.sum() / by, distance.sum() / by
-    return RDropOutput(task + alpha * distance, task, distance)
+    with paddle.amp.auto_cast(enable=False):  # level O2 would compute all of it in half precision
+        z = logits if logits.dtype == paddle.float64 else logits.astype("float32")
+        categorical = kind == "categorical"
+        counts = paddle.ones(z.shape[1 : z.ndim - categorical], "bool") if mask is None else mask.astype("bool")
+        if labels is not None and not (categorical and labels.dtype in _FLOATS):
+            if labels.dtype not in _FLOATS:
+                labels = labels.astype("int64")  # against an unsigned one -100 would wrap around to a real class
+            if ignore_index is not None:
+                counts = paddle.logical_and(counts, labels != ignore_index)
+        # What stands where nothing counts, be it nan, must not reach a gradient.
+        z = paddle.where((counts.unsqueeze(-1) if categorical else counts).expand(z.shape), z, paddle.zeros_like(z))
+        task, distance = _rows(z, labels, counts, class_weight, objective)
+        zero = paddle.zeros_like(distance)
+        task, distance = paddle.where(counts, task, zero), paddle.where(counts, distance, zero)
+        if reduction != "none":
+            by: Any = counts.astype(z.dtype).sum() if normalizer is None else normalizer
+            by = paddle.where(by != 0, by, paddle.ones_like(by)) if paddle.is_tensor(by) else by or 1.0
+            by = by if reduction == "mean" else 1.0
+            task, distance = task.sum() / by, distance.sum() / by
+        return RDropOutput(task + alpha * distance, task, distance)
 
 
 def divergence(
@@ -139,13 +148,21 @@ def divergence(
 class RDropLoss(nn.Layer):
     """`rdrop_loss` as a layer, which gives the loss alone; the two terms of the last call are attributes.
 
+    Alpha may follow a schedule, a function of the optimizer step (`rdrop.schedule` has the usual ones): call `step`
+    after each optimizer step, as with a learning-rate scheduler. The step is part of `state_dict`.
+
     Args:
-        alpha: As for `rdrop_loss`.
-        **options: As for `rdrop_loss`.
+        alpha: A number, or a schedule.
+        **options: `kind`, `ignore_index`, `class_weight`, `label_smoothing`, `reduction`, `divergence` and
+            `stop_gradient`, as for `rdrop_loss`.
 
     Attributes:
         task_loss: Of the last call, without gradients.
         divergence: Of the last call, without gradients.
+
+    Raises:
+        ValueError: An option is out of range.
+        TypeError: There is no such option.
 
     Examples:
         >>> import paddle
@@ -155,79 +172,121 @@ class RDropLoss(nn.Layer):
         (1.0986, 0.0)
     """
 
-    def __init__(self, alpha: float = 1.0, **options: Any) -> None:
+    def __init__(self, alpha: float | Schedule = 1.0, **options: Any) -> None:
         super().__init__()
-        self.alpha, self.options = alpha, options
+        self.alpha, self.options = alpha if callable(alpha) else check_alpha(alpha), options
+        inspect.signature(rdrop_loss).bind(None, None, **options)
+        Objective(**{name: each for name, each in options.items() if name in Objective.__dataclass_fields__})
+        check_reduction(options.get("reduction", "mean"), options.get("normalizer"))
+        self.register_buffer("current_step", paddle.zeros([], "int64"))
         self.task_loss = self.divergence = paddle.zeros([])
 
+    @property
+    def current_alpha(self) -> float:
+        """Alpha at the current step."""
+        return self.alpha(int(self.current_step)) if callable(self.alpha) else self.alpha
+
+    def step(self) -> None:
+        """Go on to the next optimizer step of the schedule."""
+        self.current_step += 1
+
     def forward(self, logits: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
-        """The loss; `options` go before those of the layer."""
-        out = rdrop_loss(logits, labels, **{"alpha": self.alpha, **self.options, **options})
+        """The loss; `options`, such as `mask` and `normalizer`, go before those of the layer."""
+        out = rdrop_loss(logits, labels, **{"alpha": self.current_alpha, **self.options, **options})
         self.task_loss, self.divergence = out.task_loss.detach(), out.divergence.detach()
         return out.loss
 
 
 def forward_passes(
     model: nn.Layer | Sequence[nn.Layer],
-    *inputs: Any,
+    *args: Any,
     passes: int = 2,
-    strategy: Literal["concat", "sequential"] = "concat",
-) -> Tensor:
-    """Run a network M times on one batch, with different masks, and stack its answers on a leading axis.
+    strategy: Strategy = "concat",
+    **kwargs: Any,
+) -> Any:
+    """Run a network M times on one batch, with different masks, and put a pass axis before the batch axis.
+
+    What draws no random numbers need not run M times. Where a network can be cut into a trunk without dropout and a
+    head with it, `forward_passes(head, trunk(x))` makes M passes for hardly more than the price of one; with dropout in
+    the trunk, too, its masks are those of one pass, and the divergence sees those of the head alone.
 
     Args:
-        model: A network, or a list of M different ones that make one pass each (mutual learning).
-        *inputs: Tensors with the batch on the first axis; what has another length there goes to every pass as it is.
+        model: A network; or a list of M different ones that make one pass each (mutual learning).
+        *args: Inputs of the network, also nested. B is the first axis of the first tensor that has one; every tensor
+            with B rows belongs to the batch, all else goes to every pass as it is.
         passes: M >= 1.
         strategy: `concat`: one forward of the repeated batch, as in the paper; `sequential`: M forwards, of which the
             first alone moves the statistics of BatchNorm.
+        **kwargs: Inputs of the network.
 
     Returns:
-        `(M, B, ...)`.
+        What the network returns (tensor, tuple, list, dict), with `(M, B, ...)` for every tensor `(B, ...)`. All else
+        is that of the first pass, or of the one forward.
 
     Raises:
-        ValueError: An option is out of range, or M contradicts the number of networks.
+        ValueError: An option is out of range, M contradicts the number of networks, or inputs or output have no batch.
 
     Warns:
-        NoEffectWarning: In training, the passes were equal in the first call with a network.
+        NoEffectWarning: The passes were equal in the first call with a network, in training or in evaluation mode.
 
     Examples:
         >>> import paddle
         >>> model = paddle.nn.Sequential(paddle.nn.Linear(8, 8), paddle.nn.Dropout(0.5), paddle.nn.Linear(8, 3))
         >>> tuple(forward_passes(model, paddle.ones([4, 8])).shape)
         (2, 4, 3)
+        >>> trunk, head = model[:1], model[1:]
+        >>> tuple(forward_passes(head, trunk(paddle.ones([4, 8])), passes=8).shape)
+        (8, 4, 3)
     """
-    if passes < 1:
+    if type(passes) is not int or passes < 1:
         raise ValueError(f"passes is {passes!r}; expected a whole number of at least 1")
-    check_choice("strategy", strategy, Literal["concat", "sequential"])
-    if isinstance(model, list | tuple):
-        if len(model) != passes:
-            raise ValueError(f"passes is {passes}, but there are {len(model)} networks; pass passes={len(model)}")
-        return paddle.stack([each(*inputs) for each in model])
-    network: Any = model
-    if strategy == "concat" or passes == 1:
-        rows = next(each for each in inputs if isinstance(each, Tensor) and each.ndim).shape[0]
-        batched = [isinstance(each, Tensor) and bool(each.ndim) and each.shape[0] == rows for each in inputs]
-        doubled = [paddle.concat([each] * passes) if many else each for each, many in zip(inputs, batched, strict=True)]
-        found: Tensor = network(*doubled)
-        found = found.reshape([passes, rows, *found.shape[1:]])
+    check_choice("strategy", strategy, Strategy)
+    several = isinstance(model, list | tuple | nn.LayerList)
+    networks: list[Any] = list(model) if several else [model]
+    if several and len(networks) != passes:
+        raise ValueError(f"passes is {passes}, but there are {len(networks)} networks; pass passes={len(networks)}")
+    if len({id(each) for each in networks}) < len(networks):
+        raise ValueError("a network is listed twice; to run one network several times, pass it alone with passes=M")
+    network, name = networks[0], type(networks[0]).__name__
+    given: Any = flatten((args, kwargs))
+    rows = next((each.shape[0] for each in given if paddle.is_tensor(each) and each.ndim), None)
+    if rows is None:
+        raise ValueError("the inputs hold no tensor with a batch axis; expected one with the batch on its first axis")
+    if not several and (strategy == "concat" or passes == 1):
+        repeated: Any = map_structure(lambda each: _repeat(each, rows, passes), (args, kwargs))
+        found: Any = map_structure(lambda each: _unfold(each, rows, passes), network(*repeated[0], **repeated[1]))
     else:
-        answers = [network(*inputs)]
-        kept = [(each, each.clone()) for each in _statistics(network)]
-        answers += [network(*inputs) for _ in range(passes - 1)]
+        answers = [network(*args, **kwargs)]
+        kept = [] if several else [(each, each.clone()) for each in _statistics(network)]
+        answers += [each(*args, **kwargs) for each in (networks * passes)[1:passes]]
         for each, before in kept:
-            paddle.assign(before, each)
-        found = paddle.stack(answers)
-    if passes > 1 and network.training and network not in _compared:
-        _compared.add(network)
-        if bool((found[0] == found[1]).all()):
-            warnings.warn(
-                f"R-Drop has no effect on {type(network).__name__}: its passes gave identical outputs. It needs "
-                "dropout with a rate above 0 on the way to the output.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
+            each.set_value(before)  # paddle.assign counts as a change that forbids the backward
+        found = map_structure(lambda *each: paddle.stack(each) if _has_rows(each[0], rows) else each[0], *answers)
+    stacked = [each for each in flatten(found) if _has_rows(each, passes) and each.shape[1:2] == [rows]]
+    if not stacked:
+        raise ValueError(f"{name} returned nothing with the {rows} rows of the batch on its first axis")
+    seen = _compared.setdefault(network, set())
+    if passes > 1 and not several and network.training not in seen and paddle.in_dynamic_mode():
+        seen.add(network.training)
+        if bool((stacked[0] == stacked[0][:1]).all()):
+            needed = "dropout with a rate above 0 on the way to the output" if network.training else "model.train()"
+            text = f"R-Drop has no effect on {name}: its passes gave identical outputs. It needs {needed}."
+            warnings.warn(text, NoEffectWarning, stacklevel=2)
     return found
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return paddle.is_tensor(value) and list(value.shape[:1]) == [rows]
+
+
+def _repeat(value: Any, rows: int, passes: int) -> Any:
+    """[x; x] of what belongs to the batch."""
+    return paddle.concat([value] * passes) if _has_rows(value, rows) else value
+
+
+def _unfold(value: Any, rows: int, passes: int) -> Any:
+    """The pass axis of an answer to [x; x]."""
+    return value.reshape([passes, rows, *value.shape[1:]]) if _has_rows(value, passes * rows) else value
 
 
 def _statistics(network: nn.Layer) -> list[Tensor]:
@@ -243,9 +302,11 @@ class RDropNetwork(nn.Layer):
     Its output is that of the first pass, as metrics want it; the others are kept for `loss`.
 
     Args:
-        network: Gives logits `(B, ..., C)`.
+        network: Gives logits `(B, ..., C)`. A list of M different ones makes one pass each (mutual learning); in
+            evaluation they answer with the logarithm of the mean of their probabilities.
         passes: M.
         strategy: As for `forward_passes`.
+        trunk: What makes the inputs of `network` out of those of the whole, and runs once for all passes.
 
     Examples:
         >>> import paddle
@@ -257,31 +318,41 @@ class RDropNetwork(nn.Layer):
     """
 
     def __init__(
-        self, network: nn.Layer, passes: int = 2, strategy: Literal["concat", "sequential"] = "concat"
+        self,
+        network: nn.Layer | Sequence[nn.Layer],
+        passes: int = 2,
+        strategy: Strategy = "concat",
+        trunk: nn.Layer | None = None,
     ) -> None:
         super().__init__()
-        self.network, self.passes, self.strategy = network, passes, strategy
+        self.network: Any = network if isinstance(network, nn.Layer) else nn.LayerList(network)
+        self.trunk, self.passes, self.strategy = trunk, passes, strategy
         self._answers: list[Tensor] = []
+        first = trunk or (network if isinstance(network, nn.Layer) else network[0])
 
         def forward(*inputs: Any) -> Tensor:
             return self._forward(*inputs)
 
         # From its arguments paddle.Model.fit knows how many columns of a row are inputs.
-        forward.__signature__ = inspect.signature(type(network).forward)  # type: ignore[attr-defined]
+        forward.__signature__ = inspect.signature(type(first).forward)  # type: ignore[attr-defined]
         self.forward = forward  # type: ignore[method-assign]
 
     def _forward(self, *inputs: Any) -> Tensor:
         """The answers of the first pass."""
-        if not self.training:
-            self._answers = []
-            found: Tensor = self.network(*inputs)
-            return found
-        answers = forward_passes(self.network, *inputs, passes=self.passes, strategy=self.strategy)
-        self._answers = [answers]
-        return answers[0]
+        found: Any = inputs if self.trunk is None else (self.trunk(*inputs),)
+        if self.training:
+            self._answers = [forward_passes(self.network, *found, passes=self.passes, strategy=self.strategy)]
+            return self._answers[0][0]
+        self._answers = []
+        if not isinstance(self.network, nn.LayerList):
+            return self.network(*found)  # type: ignore[no-any-return]
+        return paddle.stack([F.softmax(each(*found)) for each in self.network]).mean(0).log()
 
-    def loss(self, alpha: float = 1.0, **options: Any) -> nn.Layer:
-        """The loss for `paddle.Model.prepare`: the objective in training, the task loss in evaluation."""
+    def loss(self, alpha: float | Schedule = 1.0, **options: Any) -> nn.Layer:
+        """The loss for `paddle.Model.prepare`: the objective in training, the task loss in evaluation.
+
+        The steps of a schedule are the batches in training.
+        """
         return _LossOfNetwork(self, RDropLoss(alpha, **options))
 
 
@@ -298,7 +369,10 @@ class _LossOfNetwork(nn.Layer):
         if labels.ndim == first.ndim and labels.shape[-1] == 1 and labels.dtype not in _FLOATS:
             labels = labels.squeeze(-1)
         kept = self._network[0]._answers
-        found: Tensor = self.criterion(kept.pop() if kept else first.unsqueeze(0), labels)
+        found: Tensor = self.criterion(kept[0] if kept else first.unsqueeze(0), labels)
+        if kept:
+            kept.clear()
+            self.criterion.step()
         return found
 
 
@@ -308,7 +382,7 @@ def _rows(
     """Task loss and divergence of each position."""
     if objective.kind == "regression":
         answers = _stopped(z, objective)
-        distance = 2 * (answers - answers.mean(0)).square().sum(0) / max(1, len(z) - 1)
+        distance = 2 * (answers - answers.mean(0)).square().sum(0) / max(1, z.shape[0] - 1)
         task = paddle.zeros_like(distance) if labels is None else (z - labels.astype(z.dtype)).square().mean(0)
         return task, distance
     if objective.kind == "binary":
@@ -356,7 +430,7 @@ def _stopped(answers: Tensor, objective: Objective) -> Tensor:
     """The answers, with the passes that `stop_gradient` names held constant."""
     if objective.stop_gradient is None:
         return answers
-    return paddle.stack([each if objective.moves(i) else each.detach() for i, each in enumerate(answers)])
+    return paddle.stack([each if objective.moves(i) else each.detach() for i, each in enumerate(answers.unbind(0))])
 
 
 def _divergence(log_p: Tensor, possible: Tensor, objective: Objective) -> Tensor:
@@ -365,7 +439,7 @@ def _divergence(log_p: Tensor, possible: Tensor, objective: Objective) -> Tensor
     A class that is impossible in all passes adds nothing. One that is so in some alone makes a Kullback-Leibler
     divergence infinite. Both are decided beside the formula, which sees finite numbers only.
     """
-    passes = len(log_p)
+    passes = int(log_p.shape[0])
     if passes == 1:
         return paddle.zeros(log_p.shape[1:-1], log_p.dtype)
     log_p = _stopped(log_p, objective)
@@ -403,5 +477,12 @@ def _check(
         raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
     if mask is not None and mask.dtype in _FLOATS:
         raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
-    if categorical and labels is not None and not soft and z.place.is_cpu_place():
+    if not categorical or not paddle.in_dynamic_mode() or paddle.device.get_device() != "cpu":
+        return
+    if labels is not None and not soft:
         check_class_ids(labels.numpy(), None if mask is None else mask.numpy(), z.shape[-1], ignore_index)
+    first = z.detach().flatten(0, -2)[:1].astype("float64")
+    if first.size > 1 and float(first.min()) >= 0 and abs(float(first.sum()) - 1) < 1e-5:
+        text = "the logits look like probabilities (the first row is non-negative and sums to 1)"
+        text += ": rdrop_loss applies the softmax itself, so pass the network's raw scores"
+        warnings.warn(text, ProbabilitiesWarning, stacklevel=3)
