@@ -34,7 +34,10 @@ def worker(rank: int, store: str) -> None:
         for kind in KINDS:
             plain = model()
             mesh = init_device_mesh("cpu", (RANKS,))
-            wrapped = DistributedDataParallel(plain) if kind == "ddp" else fully_shard(plain, mesh=mesh)
+            wrapped: nn.Module
+            wrapped = DistributedDataParallel(plain) if kind == "ddp" else plain
+            if kind == "fsdp":
+                fully_shard(plain, mesh=mesh)
             for step in range(STEPS):
                 forward_passes(wrapped, rows(rank, step)).square().mean().backward()
             found[kind] = {name: buffer.clone() for name, buffer in plain.named_buffers()}

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--master-port"]
+Word = str | Path | int
+TORCHRUN: list[Word] = [sys.executable, "-m", "torch.distributed.run", "--master-port"]
 
 
-def start(*words: str | Path | int) -> subprocess.Popen[str]:
+def start(*words: Word) -> subprocess.Popen[str]:
     """A program, with what it prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen([str(word) for word in words], env=environment, stdout=subprocess.PIPE, text=True)
@@ -37,8 +38,8 @@ def test_two_machines_and_a_resumed_training_are_one_machine_and_an_uninterrupte
     assert [line.split(":")[0] for line in expected] == ["epoch 1", "epoch 2", "epoch 3"]
 
     # Two nodes at addresses of their own, which share the folder; the weights are sharded over them.
-    sharded = [program, "--out", tmp_path / "two", "--shard", "--epochs"]
-    node = [*TORCHRUN, free_port, "--master-addr", "127.0.0.1", "--nnodes", 2, "--nproc-per-node", 1]
+    sharded: list[Word] = [program, "--out", tmp_path / "two", "--shard", "--epochs"]
+    node: list[Word] = [*TORCHRUN, free_port, "--master-addr", "127.0.0.1", "--nnodes", 2, "--nproc-per-node", 1]
     nodes = [start(*node, "--node-rank", rank, "--local-addr", f"127.0.0.{1 + rank}", *sharded, 2) for rank in range(2)]
     first, second = (lines(node) for node in nodes)
     assert first == expected[:2]

@@ -242,7 +242,7 @@ class RDropModel(keras.Model):  # type: ignore[misc]
         Objective(kind or "categorical", divergence, stop_gradient)
         # The network casts its inputs itself; its policy decides whether Keras scales the loss.
         super().__init__(**{"dtype": network.dtype_policy, "autocast": False, **kwargs})
-        self.network, self.passes = network, passes
+        self.network, self.passes, self._parts = network, passes, _Parts(passes)
         self._outputs: dict[str, Any] = {"kind": kind, "from_logits": from_logits}
         self._tie: dict[str, Any] = {"divergence": divergence, "stop_gradient": stop_gradient}
         self.alpha = self.add_weight(name="alpha", shape=(), initializer="ones", trainable=False, dtype="float32")
@@ -262,7 +262,7 @@ class RDropModel(keras.Model):  # type: ignore[misc]
         plain = super().compute_loss
         if not isinstance(y_pred, _Doubled):
             return plain(x, y, y_pred, sample_weight, training)
-        passes = _parts(y_pred.answers, self.passes)
+        passes = self._parts(y_pred.answers)
         task = sum(plain(x, y, each, sample_weight, training) for each in passes) / self.passes
         outputs = _Outputs.of(self.loss, **self._outputs, last=passes[0].shape[-1])
         tie = _Tie(outputs, self._tie, y, _at_least_single(passes[0]))
@@ -276,7 +276,7 @@ class RDropModel(keras.Model):  # type: ignore[misc]
         """The metrics of a plain model, of the first pass; and in training the two terms of the loss."""
         if not isinstance(y_pred, _Doubled):
             return dict(super().compute_metrics(x, y, y_pred, sample_weight))
-        found = super().compute_metrics(x, y, _parts(y_pred.answers, self.passes)[0], sample_weight)
+        found = super().compute_metrics(x, y, self._parts(y_pred.answers)[0], sample_weight)
         return {**found, **{each.name: each.result() for each in (self._task_loss, self._divergence)}}
 
     def get_metrics_result(self) -> dict[str, Any]:
@@ -452,22 +452,13 @@ class _Tie(keras.losses.Loss):  # type: ignore[misc]
         if self.outputs.ignored is not None:
             labels = ops.convert_to_tensor(self.labels)
             labels = ops.squeeze(labels, -1) if len(labels.shape) == len(first.shape) else labels
-            apart = _Only(ops.not_equal(labels, ops.cast(self.outputs.ignored, labels.dtype)))(apart)
+            apart = _only((apart, ops.not_equal(labels, ops.cast(self.outputs.ignored, labels.dtype))))
         return apart
 
 
 def _repeated(inputs: Any, passes: int) -> Any:
     """The batch `passes` times, one after the other."""
     return keras.tree.map_structure(lambda each: None if each is None else ops.concatenate([each] * passes), inputs)
-
-
-def _parts(answers: Any, passes: int) -> list[Any]:
-    """The answers of each pass."""
-    if keras.tree.is_nested(answers):
-        raise ValueError(
-            f"the network has {len(keras.tree.flatten(answers))} outputs; expected one tensor, which R-Drop ties"
-        )
-    return list(_Split(passes)(answers))
 
 
 class _Masking(keras.layers.Layer):  # type: ignore[misc]
@@ -493,17 +484,30 @@ class _Split(_Masking):
 
 
 class _Only(_Masking):
-    """The same values, of which these count."""
+    """Values, with a mask of those that count."""
 
-    def __init__(self, counts: Any) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def call(self, values: Any) -> Any:
-        return values
+    def call(self, values_and_mask: Any) -> Any:
+        return values_and_mask[0]
 
     def compute_mask(self, inputs: Any, previous_mask: Any) -> Any:  # noqa: ARG002
-        return self.counts
+        return inputs[1]
+
+
+_only = _Only()
+
+
+class _Parts:
+    """The answers of each pass. It owns a layer (no layer may be made while a step is compiled) that no model lists."""
+
+    def __init__(self, passes: int) -> None:
+        self.split = _Split(passes)
+
+    def __call__(self, answers: Any) -> list[Any]:
+        if keras.tree.is_nested(answers):
+            raise ValueError(
+                f"the network has {len(keras.tree.flatten(answers))} outputs; expected one tensor, which R-Drop ties"
+            )
+        return list(self.split(answers))
 
 
 def _rows(z: Any, y: Any | None, counts: Any, weight: Any | None, objective: Objective) -> tuple[Any, Any]:

@@ -22,15 +22,8 @@ RDROP = RDropConfig(alpha=2.0, strategy="concat")
 
 def classifier() -> PreTrainedModel:
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=3,
-        initializer_range=0.3,
-    )
+    sizes: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_labels": 3}
+    config = BertConfig(vocab_size=50, intermediate_size=16, initializer_range=0.3, **sizes)
     return BertForSequenceClassification(config)
 
 
@@ -107,7 +100,7 @@ def test_under_mixed_precision_the_steps_are_those_of_a_loop_under_autocast(
     found, expected = weights(trainer), model.state_dict()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert any(not torch.allclose(found[name], plain[name], atol=1e-4) for name in plain)
-    assert all(weight.dtype == torch.float32 for weight in trainer.model.parameters())
+    assert all(weight.dtype == torch.float32 for weight in found.values())
 
 
 @pytest.mark.shows("transformers", "resume", "schedule")

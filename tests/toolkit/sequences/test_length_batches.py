@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate.data_loader import (  # type: ignore[import-untyped]
+from accelerate.data_loader import (
     BatchSamplerShard,
     SkipBatchSampler,
     prepare_data_loader,
