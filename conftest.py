@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from typing import Any
 
@@ -24,7 +25,9 @@ def _enter_folder(namespace: dict[str, Any]) -> None:
 
 
 def _leave_folder(namespace: dict[str, Any]) -> None:
-    """Back to where the tests were started."""
+    """Back to where the tests were started, without a precision that accelerate remembers."""
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
     os.chdir(namespace["__left__"])
     namespace["__folder__"].cleanup()
 

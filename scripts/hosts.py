@@ -52,7 +52,13 @@ FEATURES = {
     "resume": "stopped and resumed, it is as uninterrupted",
     "no effect": "passes that cannot differ are spoken of",
 }
-INTRODUCTION = """# Where you train
+INTRODUCTION = """---
+hide: [toc]
+---
+
+<style>.md-typeset table:not([class]) :is(th, td) { min-width: 0; padding: 0.4em 0.5em }</style>
+
+# Where you train
 
 Keep your trainer and your framework. Each host has a page with a complete example, and says what it does to the loss.
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -92,6 +93,7 @@ def _loop(model: nn.Module, job: Job) -> float:
 
 def train_with_accelerate(model: Tagger, job: Job, folder: Path) -> float:
     """A loop in the manner of accelerate."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever was here before
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=job.micro_batches)
     rows: Any = sentences()
     network, optimizer, loader = accelerator.prepare(

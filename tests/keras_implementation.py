@@ -1,13 +1,16 @@
-"""`rdrop.keras` for the contract of numbers, on the backend that `KERAS_BACKEND` names."""
+"""`rdrop.keras` for the contract of numbers, on the backend that `KERAS_BACKEND` names; torch where none is named."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
 
 
 def keras_answer(logits: Array, labels: Array | None, options: dict[str, Any]) -> tuple[Array, Array, Array, Array]:

@@ -21,7 +21,7 @@ import pytest
 import oracle
 from cases import CASES
 
-BACKEND = os.environ["KERAS_BACKEND"]
+BACKEND = os.environ.setdefault("KERAS_BACKEND", "torch")
 HERE = Path(__file__).parent
 
 B, D, C, RATE, ALPHA = 8, 5, 3, 0.5, 2.0
@@ -299,6 +299,8 @@ def test_what_is_saved_comes_back(k: Any, rk: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("way", ["run_eagerly", "steps_per_execution", "jit_compile"])
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # of the tracer's
+@pytest.mark.shows("Keras", "compiled")
 def test_ways_to_run_a_step_change_no_number(
     k: Any, rk: Any, network: Any, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from hf_training import arguments, logged
-from rdrop import forward_passes, rdrop_loss, schedule
+from rdrop import NoEffectWarning, forward_passes, rdrop_loss, schedule
 from rdrop.integrations import transformers as module
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 from tagging import WORDS, B, C, T, Tagger, sentences
@@ -427,6 +427,17 @@ def test_the_passes_of_a_step_can_be_made_in_another_way(tmp_path: Path) -> None
     assert model.seen == [(B, True)]
     trainer.evaluate(rows)
     assert model.seen == [(B, True)] + 4 * [(8, False)]
+
+
+@pytest.mark.shows("transformers", "no effect")
+def test_a_model_without_dropout_is_spoken_of(tmp_path: Path) -> None:
+    model = Tagger()
+    model.dropout.p = 0.0
+    rows: Any = sentences()
+    trainer = RDropTrainer(model, arguments(tmp_path, max_steps=2), rdrop=RDropConfig(), train_dataset=rows)
+    with pytest.warns(NoEffectWarning, match="Tagger") as told:
+        trainer.train()
+    assert len(told) == 1
 
 
 def test_a_batch_without_labels_is_refused(tmp_path: Path) -> None:
