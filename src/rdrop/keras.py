@@ -199,7 +199,7 @@ class RDropModel(keras.Model):  # type: ignore[misc]
 
     Attributes:
         network: The network, whose layers and weights these are. Save this one to go on without R-Drop.
-        alpha: A variable, which a callback may `assign` at the begin of an epoch.
+        alpha: A variable, to which a callback may `assign` another number.
         passes: M.
 
     Raises:
