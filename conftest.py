@@ -13,6 +13,10 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from sybil.parsers.rest import DocTestParser
 from sybil.sybil import SybilCollection
 
+# Keras has one backend in a process. On another it would still import TensorFlow, after which importing Paddle crashes.
+if os.environ.setdefault("KERAS_BACKEND", "torch") != "tensorflow":
+    sys.modules.setdefault("tensorflow", None)  # type: ignore[arg-type]
+
 if not torch.cuda.is_available():
     # Triton decides when it is imported whether its programs are compiled for a GPU, or interpreted.
     os.environ.setdefault("TRITON_INTERPRET", "1")

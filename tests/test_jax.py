@@ -141,3 +141,10 @@ def test_it_needs_no_torch() -> None:
     code = "import sys; sys.modules['torch'] = None; from rdrop.jax import rdrop_loss; print(rdrop_loss.__name__)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stdout == "rdrop_loss\n", done.stderr
+
+
+@pytest.mark.parametrize("ignore_index", [0, 1, 3, -100])
+def test_unsigned_labels_are_ignored_where_they_are_asked_to_be(ignore_index: int) -> None:
+    ids = jnp.maximum(Y, 0)
+    found = rdrop_loss(Z, ids.astype(jnp.uint8), ignore_index=ignore_index)
+    np.testing.assert_allclose(found, rdrop_loss(Z, ids, ignore_index=ignore_index), rtol=1e-6)

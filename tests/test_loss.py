@@ -503,3 +503,10 @@ def test_module_refuses_impossible_options_when_it_is_built() -> None:
         RDropLoss(reduction="avg")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="alpha is -1"):
         RDropLoss(-1.0)
+
+
+@pytest.mark.parametrize("ignore_index", [0, 1, 3, -100])
+def test_unsigned_labels_are_ignored_where_they_are_asked_to_be(ignore_index: int) -> None:
+    logits, labels = torch.randn(2, 6, 5), torch.tensor([0, 1, 2, 3, 4, 1])
+    found = rdrop_loss(logits, labels.to(torch.uint8), ignore_index=ignore_index)
+    torch.testing.assert_close(found, rdrop_loss(logits, labels, ignore_index=ignore_index))

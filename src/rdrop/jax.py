@@ -94,7 +94,7 @@ def rdrop_loss(
     soft = kind == "categorical" and y is not None and jnp.issubdtype(y.dtype, jnp.floating)
     counts = jnp.ones(z.shape[1 : z.ndim - (kind == "categorical")], bool) if keep is None else keep.astype(bool)
     # Against an unsigned label a negative number would wrap around to a real one.
-    if y is not None and not soft and ignore_index is not None and (ignore_index > 1 or y.dtype.kind not in "ub"):
+    if y is not None and not soft and ignore_index is not None and (ignore_index >= 0 or y.dtype.kind not in "ub"):
         counts = counts & (y != ignore_index)
     # What stands where nothing counts, be it nan, must not reach a gradient.
     z = jnp.where(counts[..., None] if kind == "categorical" else counts, z, 0)

@@ -14,7 +14,7 @@ def counted_positions(labels: Tensor | None, mask: Tensor | None, ignore_index: 
     """
     keep = None if mask is None else mask.bool()
     # Against an unsigned label a negative number would wrap around to a real one.
-    if labels is not None and ignore_index is not None and (labels.dtype.is_signed or ignore_index > 1):
+    if labels is not None and ignore_index is not None and (labels.dtype.is_signed or ignore_index >= 0):
         labelled = labels != ignore_index
         keep = labelled if keep is None else keep & labelled
     return keep
