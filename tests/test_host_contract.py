@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -71,15 +73,29 @@ def test_steps_and_evaluation_are_those_of_the_formulas(host: Host, job: Job, tm
     assert loss == pytest.approx(expected_loss, rel=1e-5)
 
 
+TWO_RANKS = Job(strategy="concat", micro_batches=2, ranks=2)
+
+
+@pytest.fixture(scope="module")
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Files of all hosts, which train one after the other in the same two processes."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with ExitStack() as free:
+        sockets = {name: free.enter_context(socket.socket()) for name in [*HOSTS, *SHARDED]}
+        for each in sockets.values():
+            each.bind(("127.0.0.1", 0))
+        ports = {name: each.getsockname()[1] for name, each in sockets.items()}
+    spawn(host_on_a_rank.worker, args=(TWO_RANKS, folder, ports), nprocs=TWO_RANKS.ranks)  # type: ignore[no-untyped-call]
+    return folder
+
+
 @pytest.mark.parametrize("name", [*HOSTS, *SHARDED])
 @pytest.mark.shows(HOSTS, "processes")
 @pytest.mark.shows("torch", "sharded")
-def test_two_processes_take_the_steps_of_one(name: str, tmp_path: Path, free_port: int) -> None:
-    job = Job(strategy="concat", micro_batches=2, ranks=2)
-    spawn(host_on_a_rank.worker, args=(name, job, tmp_path, free_port), nprocs=job.ranks)  # type: ignore[no-untyped-call]
-    expected, expected_loss = by_the_formulas(job)
-    for rank in range(job.ranks):
-        found = load_file(tmp_path / f"{rank}.safetensors")
+def test_two_processes_take_the_steps_of_one(name: str, on_two_ranks: Path) -> None:
+    expected, expected_loss = by_the_formulas(TWO_RANKS)
+    for rank in range(TWO_RANKS.ranks):
+        found = load_file(on_two_ranks / f"{name} {rank}.safetensors")
         assert found.pop("loss").item() == pytest.approx(expected_loss, rel=1e-5)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
