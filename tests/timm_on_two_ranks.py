@@ -74,7 +74,8 @@ def worker(rank: int, store: str, port: int, pictures: str) -> None:
     torch.set_num_threads(1)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": RANKS, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()})
-    torch.distributed.init_process_group("gloo")
+    # By a file: a second group on the port of the first may meet what is left of that one, and wait for ever.
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}-group", rank=rank, world_size=RANKS)
     model = Classifier()
     config = RDropConfig(alpha=2.0, strategy="sequential")
     task = RDropTask(model, nn.CrossEntropyLoss(), rdrop=config).prepare_distributed()
