@@ -30,8 +30,6 @@ def worker(rank: int, job: Job, folder: Path, ports: dict[str, int]) -> None:
             "MASTER_PORT": port,
         }
         os.environ.update({name: str(value) for name, value in place.items()})
-        if host.startswith("torch"):
-            dist.init_process_group("gloo")
         model = Tagger(by_row=job.passes, together=job.strategy == "concat")
         loss = (HOSTS | SHARDED)[host](model, job, folder / f"{host} {rank}")
         assert dist.get_world_size() == job.ranks

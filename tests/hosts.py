@@ -56,15 +56,23 @@ def evaluated(model: Callable[..., Any], job: Job) -> float:
 
 def train_in_a_loop(model: Tagger, job: Job, folder: Path) -> float:
     """The README's loop, with accumulation; of several processes with DistributedDataParallel."""
+    _join(job)
     network = DistributedDataParallel(model) if job.ranks > 1 else model
     return _loop(network, job)
 
 
 def train_sharded(model: Tagger, job: Job, folder: Path) -> float:
     """The same loop with FSDP2."""
+    _join(job)
     fully_shard(model.head)
     fully_shard(model)
     return _loop(model, job)
+
+
+def _join(job: Job) -> None:
+    """What the other hosts do by themselves."""
+    if job.ranks > 1:
+        dist.init_process_group("gloo")
 
 
 def _loop(model: nn.Module, job: Job) -> float:

@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha
-from rdrop.shapes import check_class_ids, check_reduction, check_shapes
+from rdrop.shapes import check_class_ids, check_reduction, check_shapes, wrong_dtype
 
 __all__ = ["RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
@@ -246,13 +246,13 @@ def _check(
     """Refuse dtypes, shapes and class ids that would give a wrong loss."""
     categorical = kind == "categorical"
     if not jnp.issubdtype(z.dtype, jnp.floating):
-        raise TypeError(f"logits have dtype {z.dtype}; expected a floating-point dtype")
+        raise wrong_dtype("logits", z.dtype)
     soft = categorical and y is not None and jnp.issubdtype(y.dtype, jnp.floating)
     check_shapes(kind, z.shape, *(None if each is None else each.shape for each in (y, mask, weight)), soft=soft)
     if categorical and y is not None and y.dtype == bool:
-        raise TypeError(f"labels have dtype {y.dtype}; expected integer class ids or class probabilities")
+        raise wrong_dtype("labels", y.dtype)
     if mask is not None and jnp.issubdtype(mask.dtype, jnp.floating):
-        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
+        raise wrong_dtype("mask", mask.dtype)
     if categorical and y is not None and not soft and _can_be_looked_at(y, mask):
         check_class_ids(np.asarray(y), None if mask is None else np.asarray(mask), z.shape[-1], ignore_index)
 

@@ -17,7 +17,7 @@ from keras import ops
 
 from rdrop.errors import NoEffectWarning, ProbabilitiesWarning
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
-from rdrop.shapes import check_class_ids, check_reduction, check_shapes
+from rdrop.shapes import check_class_ids, check_reduction, check_shapes, wrong_dtype
 
 __all__ = ["RDropModel", "RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
@@ -588,7 +588,7 @@ def _check(z: Any, y: Any | None, mask: Any | None, weight: Any | None, kind: Ki
     """Refuse dtypes, shapes and class ids that would give a wrong loss."""
     categorical = kind == "categorical"
     if not _is_float(z):
-        raise TypeError(f"logits have dtype {_dtype(z)}; expected a floating-point dtype")
+        raise wrong_dtype("logits", _dtype(z))
     soft = categorical and y is not None and _is_float(y)
     shape = tuple(z.shape)
     like = shape[1:] if soft or not categorical else shape[1:-1]
@@ -598,9 +598,9 @@ def _check(z: Any, y: Any | None, mask: Any | None, weight: Any | None, kind: Ki
     if shape[0] is None:
         raise ValueError(f"logits have shape {shape}; expected a number of passes that is known when it is compiled")
     if categorical and y is not None and _dtype(y) == "bool":
-        raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
+        raise wrong_dtype("labels", "bool")
     if mask is not None and _is_float(mask):
-        raise TypeError(f"mask has dtype {_dtype(mask)}; expected bool (or 0/1 integers), true where a position counts")
+        raise wrong_dtype("mask", _dtype(mask))
     if categorical and y is not None and not soft:
         ids, keep = _at_hand(y), None if mask is None else _at_hand(mask)
         if ids is not None and (mask is None or keep is not None):

@@ -13,7 +13,7 @@ from rdrop.errors import ProbabilitiesWarning
 from rdrop.kernels import IMPLEMENTATIONS, Impl, choose
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
 from rdrop.schedule import Schedule, constant
-from rdrop.shapes import check_reduction, check_shapes, wrong_class_id
+from rdrop.shapes import check_reduction, check_shapes, wrong_class_id, wrong_dtype
 
 
 class RDropOutput(NamedTuple):
@@ -326,7 +326,7 @@ def _check_tensors(
     """Refuse shapes and dtypes that would broadcast into a wrong loss, before anything is computed."""
     categorical = objective.kind == "categorical"
     if not logits.is_floating_point():
-        raise TypeError(f"logits have dtype {logits.dtype}; expected a floating-point dtype")
+        raise wrong_dtype("logits", logits.dtype)
     for name, tensor in (("labels", labels), ("mask", mask), ("class_weight", class_weight)):
         if tensor is not None and tensor.device != logits.device:
             raise ValueError(f"{name} are on {tensor.device} and logits on {logits.device}; move them to one device")
@@ -338,9 +338,9 @@ def _check_tensors(
         hint=": for a doubled batch [x; x] use logits.unflatten(0, (2, -1)), for separate outputs torch.stack",
     )
     if labels is not None and (labels.is_complex() or (categorical and labels.dtype == torch.bool)):
-        raise TypeError(f"labels have dtype {labels.dtype}; expected integer class ids or class probabilities")
+        raise wrong_dtype("labels", labels.dtype)
     if mask is not None and mask.is_floating_point():
-        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
+        raise wrong_dtype("mask", mask.dtype)
     if logits.device.type == "cpu" and not torch.compiler.is_compiling():
         _check_values(logits, labels, mask, objective, ignore_index)
 

@@ -21,7 +21,7 @@ from paddle.utils.layers_utils import flatten, map_structure
 from rdrop.errors import NoEffectWarning, ProbabilitiesWarning
 from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
 from rdrop.schedule import Schedule
-from rdrop.shapes import check_class_ids, check_reduction, check_shapes
+from rdrop.shapes import check_class_ids, check_reduction, check_shapes, wrong_dtype
 
 __all__ = ["RDropLoss", "RDropNetwork", "RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
 
@@ -469,14 +469,14 @@ def _check(
     """Refuse dtypes, shapes and class ids that would give a wrong loss."""
     categorical = kind == "categorical"
     if z.dtype not in _FLOATS:
-        raise TypeError(f"logits have dtype {z.dtype}; expected a floating-point dtype")
+        raise wrong_dtype("logits", z.dtype)
     soft = categorical and labels is not None and labels.dtype in _FLOATS
     shapes = [None if each is None else tuple(each.shape) for each in (labels, mask, weight)]
     check_shapes(kind, tuple(z.shape), *shapes, soft=soft)
     if categorical and labels is not None and labels.dtype == paddle.bool:
-        raise TypeError("labels have dtype bool; expected integer class ids or class probabilities")
+        raise wrong_dtype("labels", "bool")
     if mask is not None and mask.dtype in _FLOATS:
-        raise TypeError(f"mask has dtype {mask.dtype}; expected bool (or 0/1 integers), true where a position counts")
+        raise wrong_dtype("mask", mask.dtype)
     if not categorical or not paddle.in_dynamic_mode() or paddle.device.get_device() != "cpu":
         return
     if labels is not None and not soft:

@@ -1,4 +1,4 @@
-"""What must fit together in a call of the objective: shapes, class ids, a count; the same in every framework."""
+"""What must fit together in a call of the objective: shapes, dtypes, class ids, a count; for every framework."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ from typing import Any
 from rdrop.options import Kind, Reduction, check_choice
 
 Shape = tuple[int, ...]
+_DTYPES = {
+    "logits": "a floating-point dtype",
+    "labels": "integer class ids or class probabilities",
+    "mask": "bool (or 0/1 integers), true where a position counts",
+}
 
 
 def check_shapes(
@@ -56,6 +61,11 @@ def check_shapes(
     if class_weight is not None and (kind == "regression" or class_weight != (classes,)):
         what = "no class_weight for regression" if kind == "regression" else f"({classes},)"
         raise ValueError(f"class_weight has shape {tuple(class_weight)}; expected {what}")
+
+
+def wrong_dtype(name: str, dtype: object) -> TypeError:
+    """The error for `logits`, `labels` or a `mask` of numbers of another kind."""
+    return TypeError(f"{name} {'has' if name == 'mask' else 'have'} dtype {dtype}; expected {_DTYPES[name]}")
 
 
 def check_reduction(reduction: Reduction, normalizer: object) -> None:
