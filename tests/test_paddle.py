@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 import subprocess
@@ -108,6 +109,114 @@ def test_a_trunk_without_dropout_runs_once() -> None:
     np.testing.assert_allclose(found.numpy(), whole.numpy(), rtol=1e-4, atol=1e-5)
     for ours, theirs in zip(gradients(model), expected, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+
+
+class Masked(nn.Layer):
+    """Draws the masks that are laid out for it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        paddle.seed(0)
+        self.first, self.last = nn.Linear(8, 5), nn.Linear(5, C)
+        self.masks: Any = iter([])
+
+    def forward(self, x: Any) -> Any:
+        return self.last(F.relu(self.first(x)) * next(self.masks))
+
+
+def gradient_of(model: Any, loss: Any) -> Any:
+    """Of all weights, as one vector."""
+    model.clear_gradients()
+    loss.backward()
+    return np.concatenate([each.flatten() for each in gradients(model)])
+
+
+@pytest.mark.parametrize("strategy", ["concat", "sequential"])
+@pytest.mark.shows("PaddlePaddle", "cheaper")
+def test_the_gradient_of_a_fraction_is_unbiased(strategy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over all choices of rows, the mean of the gradient is the full one, where alpha is divided by the fraction."""
+    model, x, y = Masked(), paddle.to_tensor(X[:4]), paddle.to_tensor(Y[:4])
+    first, second = (paddle.to_tensor(mask * 2) for mask in np.random.default_rng(2).random((2, 4, 5)) > 0.5)
+    first, second = first.astype("float32"), second.astype("float32")
+
+    def out(*masks: Any, **how: Any) -> Any:
+        model.masks = iter(masks)
+        return forward_passes(model, x, **how)
+
+    found, task = [], []
+    for rows in itertools.combinations(range(4), 2):
+        order = paddle.to_tensor([*rows, *(i for i in range(4) if i not in rows)])
+        monkeypatch.setattr(paddle, "randperm", lambda _, order=order: order)
+        again = second[list(rows)]
+        masks = [paddle.concat([first, again])] if strategy == "concat" else [first, again]
+        logits = out(*masks, strategy=strategy, fraction=0.5)
+        others = [i for i in range(4) if i not in rows]
+        assert (logits[1] == logits[0]).all(-1).numpy().nonzero()[0].tolist() == others
+        found.append(gradient_of(model, rdrop_loss(logits, y, alpha=2.0).loss))
+        logits = out(*masks, strategy=strategy, fraction=0.5)
+        task.append(gradient_of(model, rdrop_loss(logits, y, alpha=0.0).loss))
+    whole = gradient_of(model, rdrop_loss(out(first, second, strategy="sequential"), y, alpha=1.0).loss)
+    without = gradient_of(model, rdrop_loss(out(first, second, strategy="sequential"), y, alpha=0.0).loss)
+    np.testing.assert_allclose(np.mean(found, 0) - np.mean(task, 0), whole - without, rtol=1e-3, atol=1e-6)
+    assert np.abs(found[0] - task[0] - whole + without).max() > 1e-3
+
+
+@pytest.mark.parametrize("passes", [2, 3])
+def test_the_one_sided_gradient_is_unbiased(passes: int) -> None:
+    """Over all orders of the same masks its mean is the full gradient."""
+    model, x, y = Masked(), paddle.to_tensor(X), paddle.to_tensor(Y)
+    masks = [
+        paddle.to_tensor(mask * 2).astype("float32") for mask in np.random.default_rng(2).random((passes, B, 5)) > 0.5
+    ]
+    found = []
+    for order in itertools.permutations(masks):
+        model.masks = iter(order)
+        logits = forward_passes(model, x, passes=passes, one_sided=True)
+        found.append(gradient_of(model, rdrop_loss(logits, y, alpha=3.0).loss))
+    model.masks = iter(masks)
+    logits = forward_passes(model, x, passes=passes, strategy="sequential")
+    full = gradient_of(model, rdrop_loss(logits, y, alpha=3.0).loss)
+    np.testing.assert_allclose(np.mean(found, 0), full, rtol=1e-3, atol=1e-6)
+    assert np.linalg.norm(found[0] - full) > 0.01 * np.linalg.norm(full)
+
+
+def test_passes_that_are_one_sided_keep_no_graph() -> None:
+    model, x = network(), paddle.to_tensor(X)
+    found = forward_passes(model, x, passes=3, fraction=0.5, one_sided=True)
+    assert tuple(found.shape) == (3, B, C)
+    assert [(found[i] == found[0]).all(-1).sum().item() for i in (1, 2)] == [B // 2] * 2
+    found[1:].sum().backward(retain_graph=True)
+    assert all(each is None or not each.numpy().any() for each in (weight.grad for weight in model.parameters()))
+    found[0].sum().backward()
+    assert model[-1].bias.grad.tolist() == [3.0 * B] * C
+    with paddle.no_grad():
+        assert forward_passes(model, x, one_sided=True).stop_gradient
+
+
+@pytest.mark.parametrize("strategy", ["concat", "sequential"])
+def test_statistics_move_once_with_a_fraction(strategy: Any) -> None:
+    model, x = network(), paddle.to_tensor(X)
+    plain = network()
+    plain(x)
+    forward_passes(model, x, strategy=strategy, fraction=0.5)
+    if strategy == "sequential":  # in a batch of more rows they are those of more rows
+        np.testing.assert_allclose(model[1]._mean.numpy(), plain[1]._mean.numpy(), rtol=1e-5, atol=1e-6)
+    rows: list[int] = []
+    first: Any = model[0]
+    first.register_forward_pre_hook(lambda _, inputs: rows.append(inputs[0].shape[0]))
+    forward_passes(model, x, strategy=strategy, passes=3, fraction=0.01)
+    assert rows == ([B + 2] if strategy == "concat" else [B, 1, 1])
+
+
+def test_a_fit_divides_alpha_by_the_fraction() -> None:
+    wrapped, alone = RDropNetwork(network(), fraction=0.5), network()
+    model: Any = paddle.Model(wrapped)
+    model.prepare(paddle.optimizer.SGD(0.1, parameters=model.parameters()), wrapped.loss(alpha=2.0))
+    paddle.seed(7)
+    [loss] = model.train_batch([X], [Y[:, None]])
+    paddle.seed(7)
+    expected = rdrop_loss(forward_passes(alone, paddle.to_tensor(X), fraction=0.5), paddle.to_tensor(Y), alpha=4.0)
+    assert float(np.squeeze(loss)) == pytest.approx(float(expected.loss), rel=1e-5)
 
 
 def test_what_is_not_of_the_batch_goes_to_every_pass() -> None:
@@ -364,17 +473,35 @@ def test_a_compiled_loss_is_the_same(full_graph: bool) -> None:
 
 @compiled
 @pytest.mark.parametrize("full_graph", [True, False])
+@pytest.mark.parametrize("how", [{}, {"fraction": 0.5, "one_sided": True}], ids=["full", "cheap"])
 @pytest.mark.shows("PaddlePaddle", "compiled")
-def test_a_compiled_step_is_the_same(full_graph: bool) -> None:
+def test_a_compiled_step_is_the_same(full_graph: bool, how: dict[str, Any]) -> None:
     model, criterion, x, y = network(), RDropLoss(alpha=2.0), paddle.to_tensor(X), paddle.to_tensor(Y)
 
     def step(x: Any, y: Any) -> Any:
-        return criterion(forward_passes(model, x), y)
+        return criterion(forward_passes(model, x, **how), y)
 
     paddle.seed(7)
-    expected = float(step(x, y))
+    expected = step(x, y)
+    wanted = gradient_of(model, expected)
     paddle.seed(7)
-    assert float(paddle.jit.to_static(step, full_graph=full_graph)(x, y)) == pytest.approx(expected, rel=1e-5)
+    found = paddle.jit.to_static(step, full_graph=full_graph)(x, y)
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+    np.testing.assert_allclose(gradient_of(model, found), wanted, rtol=1e-4, atol=1e-6)
+
+
+@compiled
+@pytest.mark.parametrize("full_graph", [True, False])
+def test_statistics_move_once_in_a_compiled_step(full_graph: bool) -> None:
+    model, plain, x = network(), network(), paddle.to_tensor(X)
+    plain(x)
+
+    def step(x: Any) -> Any:
+        return forward_passes(model, x, passes=3, strategy="sequential")
+
+    paddle.jit.to_static(step, full_graph=full_graph)(x)
+    np.testing.assert_allclose(model[1]._mean.numpy(), plain[1]._mean.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(model[1]._variance.numpy(), plain[1]._variance.numpy(), rtol=1e-6)
 
 
 @compiled
@@ -494,6 +621,10 @@ def test_over_two_processes_it_is_that_of_one(tmp_path: Path) -> None:
         (lambda z, y: rdrop_loss(z, y, alpha=-1.0), "alpha is -1.0"),
         (lambda z, y: forward_passes(network(), z[0], strategy=WRONG), "strategy is 'shared'"),
         (lambda z, y: forward_passes(network(), z[0], passes=0), "passes is 0"),
+        (lambda z, y: forward_passes(network(), z[0], fraction=0.0), r"fraction is 0\.0; expected a share"),
+        (lambda z, y: forward_passes(network(), z[0], one_sided=True, strategy="concat"), "needs a forward of its own"),
+        (lambda z, y: forward_passes([network(), network()], z[0], one_sided=True), "one whole pass each"),
+        (lambda z, y: RDropNetwork([network(), network()], fraction=0.5), "one whole pass each"),
         (lambda z, y: forward_passes(network(), z[0], passes=FRACTION), r"passes is 2\.0"),
     ],
 )

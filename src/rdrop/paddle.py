@@ -11,6 +11,7 @@ import math
 import warnings
 import weakref
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import paddle
@@ -192,7 +193,10 @@ class RDropLoss(nn.Layer):
 
     def forward(self, logits: Tensor, labels: Tensor | None, **options: Any) -> Tensor:
         """The loss; `options`, such as `mask` and `normalizer`, go before those of the layer."""
-        out = rdrop_loss(logits, labels, **{"alpha": self.current_alpha, **self.options, **options})
+        options = {**self.options, **options}
+        if "alpha" not in options:
+            options["alpha"] = self.current_alpha
+        out = rdrop_loss(logits, labels, **options)
         self.task_loss, self.divergence = out.task_loss.detach(), out.divergence.detach()
         return out.loss
 
@@ -201,7 +205,9 @@ def forward_passes(
     model: nn.Layer | Sequence[nn.Layer],
     *args: Any,
     passes: int = 2,
-    strategy: Strategy = "concat",
+    strategy: Strategy | None = None,
+    fraction: float = 1.0,
+    one_sided: bool = False,
     **kwargs: Any,
 ) -> Any:
     """Run a network M times on one batch, with different masks, and put a pass axis before the batch axis.
@@ -210,13 +216,20 @@ def forward_passes(
     head with it, `forward_passes(head, trunk(x))` makes M passes for hardly more than the price of one; with dropout in
     the trunk, too, its masks are those of one pass, and the divergence sees those of the head alone.
 
+    `fraction` and `one_sided` make the passes after the first cheaper. Both give unbiased gradients, of a higher
+    variance, as `rdrop.passes` says.
+
     Args:
         model: A network; or a list of M different ones that make one pass each (mutual learning).
         *args: Inputs of the network, also nested. B is the first axis of the first tensor that has one; every tensor
             with B rows belongs to the batch, all else goes to every pass as it is.
         passes: M >= 1.
         strategy: `concat`: one forward of the repeated batch, as in the paper; `sequential`: M forwards, of which the
-            first alone moves the statistics of BatchNorm.
+            first alone moves the statistics of BatchNorm. None: `concat`, or `sequential` where that alone can be.
+        fraction: Share of the rows, 0 < fraction <= 1, that make the passes after the first; they are drawn anew in
+            each call, one at least. The others have the answer of the first pass in every pass. Divide alpha by it.
+        one_sided: The passes after the first have no gradient graph, and gradients through the first count M times.
+            They need forwards of their own.
         **kwargs: Inputs of the network.
 
     Returns:
@@ -240,8 +253,8 @@ def forward_passes(
     """
     if type(passes) is not int or passes < 1:
         raise ValueError(f"passes is {passes!r}; expected a whole number of at least 1")
-    check_choice("strategy", strategy, Strategy)
     several = isinstance(model, list | tuple | nn.LayerList)
+    strategy = _strategy(strategy, fraction, one_sided, several)
     networks: list[Any] = list(model) if several else [model]
     if several and len(networks) != passes:
         raise ValueError(f"passes is {passes}, but there are {len(networks)} networks; pass passes={len(networks)}")
@@ -252,16 +265,24 @@ def forward_passes(
     rows = next((each.shape[0] for each in given if paddle.is_tensor(each) and each.ndim), None)
     if rows is None:
         raise ValueError("the inputs hold no tensor with a batch axis; expected one with the batch on its first axis")
+    again = rows if fraction == 1 or passes == 1 else max(1, round(fraction * rows))
+    chosen = None if again == rows else paddle.randperm(rows)[:again].sort()
+    inputs: Any = (args, kwargs)
     if not several and (strategy == "concat" or passes == 1):
-        repeated: Any = map_structure(lambda each: _repeat(each, rows, passes), (args, kwargs))
-        found: Any = map_structure(lambda each: _unfold(each, rows, passes), network(*repeated[0], **repeated[1]))
+        inputs = map_structure(lambda each: _repeat(each, rows, passes, chosen), inputs)
+        found: Any = map_structure(lambda each: _unfold(each, rows, passes, chosen), network(*inputs[0], **inputs[1]))
     else:
         answers = [network(*args, **kwargs)]
         kept = [] if several else [(each, each.clone()) for each in _statistics(network)]
-        answers += [each(*args, **kwargs) for each in (networks * passes)[1:passes]]
+        inputs = map_structure(lambda each: _some(each, rows, chosen), inputs)
+        with paddle.no_grad() if one_sided else nullcontext():
+            answers += [each(*inputs[0], **inputs[1]) for each in (networks * passes)[1:passes]]
         for each, before in kept:
-            each.set_value(before)  # paddle.assign counts as a change that forbids the backward
-        found = map_structure(lambda *each: paddle.stack(each) if _has_rows(each[0], rows) else each[0], *answers)
+            if paddle.in_dynamic_mode():
+                each.set_value(before)  # paddle.assign counts as a change that forbids the backward
+            else:
+                paddle.assign(before, each)
+        found = map_structure(lambda *each: _stack(each, rows, chosen, one_sided), *answers)
     stacked = [each for each in flatten(found) if _has_rows(each, passes) and each.shape[1:2] == [rows]]
     if not stacked:
         raise ValueError(f"{name} returned nothing with the {rows} rows of the batch on its first axis")
@@ -279,14 +300,59 @@ def _has_rows(value: Any, rows: int) -> bool:
     return paddle.is_tensor(value) and list(value.shape[:1]) == [rows]
 
 
-def _repeat(value: Any, rows: int, passes: int) -> Any:
-    """[x; x] of what belongs to the batch."""
-    return paddle.concat([value] * passes) if _has_rows(value, rows) else value
+def _strategy(strategy: Strategy | None, fraction: float, one_sided: bool, several: bool) -> Strategy:
+    """How the passes are run; options that contradict each other are refused."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction!r}; expected a share of the rows, 0 < fraction <= 1")
+    if several and (fraction < 1 or one_sided):
+        raise ValueError("several networks make one whole pass each; fraction and one_sided are for a single one")
+    if strategy is None:
+        return "sequential" if one_sided else "concat"
+    check_choice("strategy", strategy, Strategy)
+    if one_sided and strategy == "concat":
+        raise ValueError('one_sided needs a forward of its own for each pass, and strategy is "concat"; leave it out')
+    return strategy
 
 
-def _unfold(value: Any, rows: int, passes: int) -> Any:
-    """The pass axis of an answer to [x; x]."""
-    return value.reshape([passes, rows, *value.shape[1:]]) if _has_rows(value, passes * rows) else value
+def _some(value: Any, rows: int, chosen: Tensor | None) -> Any:
+    """The rows that make a further pass, of what belongs to the batch."""
+    return value if chosen is None or not _has_rows(value, rows) else value[chosen]
+
+
+def _repeat(value: Any, rows: int, passes: int, chosen: Tensor | None) -> Any:
+    """[x; x] of what belongs to the batch, or [x; some rows of x]."""
+    return paddle.concat([value, *[_some(value, rows, chosen)] * (passes - 1)]) if _has_rows(value, rows) else value
+
+
+def _unfold(value: Any, rows: int, passes: int, chosen: Tensor | None) -> Any:
+    """The pass axis of an answer to what `_repeat` gives."""
+    again = rows if chosen is None else len(chosen)
+    if not _has_rows(value, rows + (passes - 1) * again):
+        return value
+    if chosen is None:
+        return value.reshape([passes, rows, *value.shape[1:]])
+    return _stack(value.split([rows, *[again] * (passes - 1)]), rows, chosen, one_sided=False)
+
+
+def _stack(parts: Sequence[Any], rows: int, chosen: Tensor | None, one_sided: bool) -> Any:
+    """The answers of several calls; all but the first were made with some rows, or without a graph."""
+    first = parts[0]
+    if not _has_rows(first, rows):
+        return first
+    if chosen is not None:
+        parts = [first, *(paddle.scatter(first, chosen, part.astype(first.dtype)) for part in parts[1:])]
+    if one_sided:
+        parts = [_times(first, len(parts)), *(part.detach() for part in parts[1:])]
+    return paddle.stack(parts)
+
+
+def _times(tensor: Tensor, factor: int) -> Tensor:
+    """The same tensor, with a multiple of its gradient."""
+    if tensor.stop_gradient:
+        return tensor
+    # A hook would do, which a static program does not take; and a PyLayer does not survive a second backward.
+    nothing = paddle.where(paddle.isfinite(tensor), tensor - tensor.detach(), paddle.zeros_like(tensor))
+    return tensor + (factor - 1) * nothing
 
 
 def _statistics(network: nn.Layer) -> list[Tensor]:
@@ -307,6 +373,11 @@ class RDropNetwork(nn.Layer):
         passes: M.
         strategy: As for `forward_passes`.
         trunk: What makes the inputs of `network` out of those of the whole, and runs once for all passes.
+        fraction: As for `forward_passes`; `loss` divides alpha by it.
+        one_sided: As for `forward_passes`.
+
+    Raises:
+        ValueError: Options are out of range or contradict each other.
 
     Examples:
         >>> import paddle
@@ -321,12 +392,21 @@ class RDropNetwork(nn.Layer):
         self,
         network: nn.Layer | Sequence[nn.Layer],
         passes: int = 2,
-        strategy: Strategy = "concat",
+        strategy: Strategy | None = None,
         trunk: nn.Layer | None = None,
+        fraction: float = 1.0,
+        one_sided: bool = False,
     ) -> None:
         super().__init__()
+        _strategy(strategy, fraction, one_sided, not isinstance(network, nn.Layer))
         self.network: Any = network if isinstance(network, nn.Layer) else nn.LayerList(network)
-        self.trunk, self.passes, self.strategy = trunk, passes, strategy
+        self.trunk, self.fraction = trunk, fraction
+        self._how: dict[str, Any] = {
+            "passes": passes,
+            "strategy": strategy,
+            "fraction": fraction,
+            "one_sided": one_sided,
+        }
         self._answers: list[Tensor] = []
         first = trunk or (network if isinstance(network, nn.Layer) else network[0])
 
@@ -341,7 +421,7 @@ class RDropNetwork(nn.Layer):
         """The answers of the first pass."""
         found: Any = inputs if self.trunk is None else (self.trunk(*inputs),)
         if self.training:
-            self._answers = [forward_passes(self.network, *found, passes=self.passes, strategy=self.strategy)]
+            self._answers = [forward_passes(self.network, *found, **self._how)]
             return self._answers[0][0]
         self._answers = []
         if not isinstance(self.network, nn.LayerList):
@@ -351,7 +431,8 @@ class RDropNetwork(nn.Layer):
     def loss(self, alpha: float | Schedule = 1.0, **options: Any) -> nn.Layer:
         """The loss for `paddle.Model.prepare`: the objective in training, the task loss in evaluation.
 
-        The steps of a schedule are the batches in training.
+        The steps of a schedule are the batches in training. Where a fraction of the rows stands for all, alpha is
+        divided by it.
         """
         return _LossOfNetwork(self, RDropLoss(alpha, **options))
 
@@ -368,8 +449,8 @@ class _LossOfNetwork(nn.Layer):
         """The loss; `paddle.vision` has labels of shape (B, 1)."""
         if labels.ndim == first.ndim and labels.shape[-1] == 1 and labels.dtype not in _FLOATS:
             labels = labels.squeeze(-1)
-        kept = self._network[0]._answers
-        found: Tensor = self.criterion(kept[0] if kept else first.unsqueeze(0), labels)
+        kept, alpha = self._network[0]._answers, self.criterion.current_alpha / self._network[0].fraction
+        found: Tensor = self.criterion(kept[0] if kept else first.unsqueeze(0), labels, alpha=alpha)
         if kept:
             kept.clear()
             self.criterion.step()
