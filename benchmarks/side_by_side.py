@@ -18,6 +18,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
 
 from rdrop.toolkit.environment import machine
 
@@ -75,13 +78,20 @@ def compare(
     print(f"{machine()}; torch {torch.__version__}, {torch.get_num_threads()} threads, {options.rounds} rounds")
     print(title)
     shown = [name for name in columns if name in times]
-    print(f"{'program':22}{'median ms':>10}{'spread ms':>20}{'peak MiB':>10}", "time as a ratio to", sep="  ")
-    print(" " * 62, *(f"{name:>20}" for name in shown))
+    table = Table(box=None)
+    table.add_column("program")
+    for heading in ("median ms", "spread ms", "peak MiB", *(f"to {name}" for name in shown)):
+        table.add_column(heading, justify="right")
     for name, values in times.items():
-        spread = f"{min(values):.3f} .. {max(values):.3f}"
-        peak = f"{peaks[name]:10.0f}" if name in peaks else 10 * " "
         ratios = (statistics.median(a / b for a, b in zip(values, times[other], strict=True)) for other in shown)
-        print(f"{name:22}{statistics.median(values):10.3f}{spread:>20}{peak}", *(f"{ratio:20.3f}" for ratio in ratios))
+        table.add_row(
+            name,
+            f"{statistics.median(values):.3f}",
+            f"{min(values):.3f} .. {max(values):.3f}",
+            f"{peaks[name]:.0f}" if name in peaks else "",
+            *(f"{ratio:.3f}" for ratio in ratios),
+        )
+    Console(width=160, highlight=False).print(table)
 
 
 def _times(options: argparse.Namespace, steps: dict[str, Step], restore: Step) -> dict[str, list[float]]:
@@ -90,7 +100,7 @@ def _times(options: argparse.Namespace, steps: dict[str, Step], restore: Step) -
         step()
         restore()
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for turn in range(options.rounds):
+    for _ in track(range(options.rounds), "rounds", console=Console(stderr=True)):
         for name, step in steps.items():
             _wait(options.device)
             start = time.perf_counter()
@@ -98,8 +108,6 @@ def _times(options: argparse.Namespace, steps: dict[str, Step], restore: Step) -
             _wait(options.device)
             times[name].append(1e3 * (time.perf_counter() - start))
             restore()
-        print(f"\rround {turn + 1}/{options.rounds}", end="", file=sys.stderr, flush=True)
-    print(file=sys.stderr)
     return times
 
 
