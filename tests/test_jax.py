@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from rdrop.jax import divergence, forward_passes, rdrop_loss
 
@@ -109,6 +110,56 @@ def test_every_pass_has_a_key_of_its_own_and_shares_what_needs_none() -> None:
     assert "f32[4,3] = dot_general" in program  # of one batch, and not of three
 
 
+class Normed(nnx.Module):
+    def __init__(self) -> None:
+        rngs = nnx.Rngs(0)
+        self.first, self.norm = nnx.Linear(3, 8, rngs=rngs), nnx.BatchNorm(8, momentum=0.9, rngs=rngs)
+        self.dropout, self.last = nnx.Dropout(0.5), nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x: jax.Array, rngs: nnx.Rngs) -> jax.Array:
+        return self.last(self.dropout(nnx.relu(self.norm(self.first(x))), rngs=rngs))
+
+
+@pytest.mark.shows("JAX", "BatchNorm")
+def test_a_network_with_running_statistics_takes_the_repeated_batch() -> None:
+    """In a compiled step with gradients, statistics move as in one plain call, as both halves are alike there."""
+    x, labels = jnp.asarray(Z[0, :, :3]), jnp.asarray(Y)
+
+    @nnx.jit
+    @nnx.value_and_grad
+    def of_passes(network: Normed, key: jax.Array) -> jax.Array:
+        found = forward_passes(lambda key, x: network(x, nnx.Rngs(dropout=key)), key, x, passes=3, strategy="concat")
+        assert found.shape == (3, 6, 5)
+        return rdrop_loss(found, labels).loss
+
+    network, plain, key = Normed(), Normed(), jax.random.key(0)
+    plain(x, nnx.Rngs(0))
+    value, gradient = of_passes(network, key)
+    for name in ("mean", "var"):
+        np.testing.assert_allclose(getattr(network.norm, name)[...], getattr(plain.norm, name)[...], rtol=1e-5)
+    assert network.norm.mean[...].any()
+    assert gradient.last.kernel[...].any()
+    found = Normed()(jnp.concatenate([x] * 3), nnx.Rngs(dropout=key)).reshape(3, 6, 5)
+    np.testing.assert_allclose(value, rdrop_loss(found, labels).loss, rtol=1e-6)
+    assert not (found[0] == found[1]).all()
+    with pytest.raises(Exception, match="trace level") as caught:
+        forward_passes(lambda key: network(x, nnx.Rngs(dropout=key)), key)
+    assert 'Use strategy="concat"' in "".join(caught.value.__notes__)
+
+
+def test_what_is_no_part_of_the_batch_stays_as_it_is() -> None:
+    def apply(key: jax.Array, batch: dict[str, jax.Array], scale: jax.Array, flag: bool) -> tuple[jax.Array, ...]:
+        assert flag is True
+        assert batch["x"].shape == (8, 3)
+        return batch["x"] * scale + batch["shift"][:, None], scale
+
+    batch = {"shift": jnp.arange(4.0), "x": jnp.ones((4, 3))}
+    found, scale = forward_passes(apply, jax.random.key(0), batch, jnp.ones(3), flag=True, strategy="concat")
+    assert found.shape == (2, 4, 3)
+    np.testing.assert_array_equal(found[1], found[0])
+    assert scale.shape == (3,)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -121,6 +172,12 @@ def test_every_pass_has_a_key_of_its_own_and_shares_what_needs_none() -> None:
         (lambda: rdrop_loss(Z, Y, reduction="sum", normalizer=3), "normalizer is given and reduction is 'sum'"),
         (lambda: divergence(Z, divergence="l2"), "divergence is 'l2'"),  # type: ignore[arg-type]
         (lambda: forward_passes(lambda key: key, jax.random.key(0), passes=0), "passes is 0"),
+        (lambda: forward_passes(lambda key: key, jax.random.key(0), strategy="vmap"), "strategy is 'vmap'"),  # type: ignore[arg-type]
+        (lambda: forward_passes(lambda key: key, jax.random.key(0), strategy="concat"), "no array with a batch axis"),
+        (
+            lambda: forward_passes(lambda key, x: x.mean(0), jax.random.key(0), Z[0], strategy="concat"),
+            r"nothing with 12 rows, but \(5,\); expected the batch on the first axis",
+        ),
     ],
 )
 def test_what_is_out_of_place_is_refused(call: Any, message: str) -> None:

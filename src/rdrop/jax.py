@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,12 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha
+from rdrop.options import Divergence, Kind, Objective, Reduction, StopGradient, check_alpha, check_choice
 from rdrop.shapes import check_class_ids, check_reduction, check_shapes, wrong_dtype
 
 __all__ = ["RDropOutput", "divergence", "forward_passes", "rdrop_loss"]
+
+Strategy = Literal["shared", "concat"]
 
 
 class RDropOutput(NamedTuple):
@@ -139,23 +141,29 @@ def divergence(
     return found.divergence
 
 
-def forward_passes(apply: Callable[..., Any], key: Array, *args: Any, passes: int = 2, **kwargs: Any) -> Any:
+def forward_passes(
+    apply: Callable[..., Any], key: Array, *args: Any, passes: int = 2, strategy: Strategy = "shared", **kwargs: Any
+) -> Any:
     """Call a function M times with keys of its own, and put a pass axis before the axes of what it returns.
-
-    It is one `jax.vmap` over the keys: what does not depend on the key is computed once for all passes.
 
     Args:
         apply: Called as `apply(key, *args, **kwargs)`; a network with dropout in training mode.
-        key: A key, which is split.
-        *args: As `apply` takes them.
+        key: A key, which `shared` splits.
+        *args: As `apply` takes them. For `concat` B is the first axis of the first array that has one, and every array
+            with B rows belongs to the batch; what is no part of it, such as the weights, belongs into `apply` itself.
         passes: M >= 1.
+        strategy: `shared`: one `jax.vmap` over the keys, so that what does not depend on a key is computed once.
+            `concat`: one call with the repeated batch, as in the paper, for networks that write state, such as the
+            running statistics of BatchNorm: they then move once, by the rows of all passes.
         **kwargs: As `apply` takes them.
 
     Returns:
-        What `apply` returns, any pytree, with (M, ...) for every array.
+        What `apply` returns, any pytree: under `shared` with (M, ...) for every array, under `concat` with (M, B, ...)
+        for every array (M * B, ...), and all else as it is. A function that returns state, which may have M * B rows by
+        accident, belongs under `shared`.
 
     Raises:
-        ValueError: There is no pass.
+        ValueError: There is no pass, the strategy has no such name, or under `concat` inputs or output have no batch.
 
     Examples:
         >>> def apply(key, x):
@@ -165,7 +173,43 @@ def forward_passes(apply: Callable[..., Any], key: Array, *args: Any, passes: in
     """
     if passes < 1:
         raise ValueError(f"passes is {passes!r}; expected a whole number of at least 1")
-    return jax.vmap(lambda each: apply(each, *args, **kwargs))(jax.random.split(key, passes))
+    check_choice("strategy", strategy, Strategy)
+    if strategy == "concat":
+        return _concat(apply, key, args, kwargs, passes)
+    try:
+        return jax.vmap(lambda each: apply(each, *args, **kwargs))(jax.random.split(key, passes))
+    except Exception as error:
+        if type(error).__name__ == "TraceContextError":  # of Flax, which need not be there
+            error.add_note(
+                "In rdrop.jax.forward_passes: the network writes state, such as the running statistics of BatchNorm, "
+                'inside the vmap over the keys of the passes. Use strategy="concat".'
+            )
+        raise
+
+
+def _concat(apply: Callable[..., Any], key: Array, args: tuple[Any, ...], kwargs: dict[str, Any], passes: int) -> Any:
+    """One call with [x; x], its answer split."""
+    rows = next((leaf.shape[0] for leaf in jax.tree.leaves((args, kwargs)) if getattr(leaf, "ndim", 0)), None)
+    if rows is None:
+        raise ValueError("the inputs hold no array with a batch axis; expected one with the batch on its first axis")
+    total = passes * rows
+    args, kwargs = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf] * passes) if _has_rows(leaf, rows) else leaf, (args, kwargs)
+    )
+    found = apply(key, *args, **kwargs)
+    if not any(_has_rows(leaf, total) for leaf in jax.tree.leaves(found)):
+        shapes = ", ".join(str(getattr(leaf, "shape", leaf)) for leaf in jax.tree.leaves(found))
+        raise ValueError(
+            f"for the {rows} rows of the batch, {passes} times, the function returned nothing with {total} rows, but "
+            f"{shapes}; expected the batch on the first axis of inputs and outputs, and the weights in the function"
+        )
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(passes, rows, *leaf.shape[1:]) if _has_rows(leaf, total) else leaf, found
+    )
+
+
+def _has_rows(leaf: Any, rows: int) -> bool:
+    return getattr(leaf, "ndim", 0) > 0 and leaf.shape[0] == rows
 
 
 def _rows(z: Array, y: Array | None, counts: Array, weight: Array | None, objective: Objective) -> tuple[Array, Array]:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -162,6 +163,38 @@ def test_steps_are_those_of_a_loop_by_hand(module: type[Classifier]) -> None:
     last = log.steps[-1]
     assert log.outputs["loss"].item() == pytest.approx(last["task_loss"] + 2.0 * last["divergence"])
     assert log.outputs.get("seen") == (16 if module is CallsItself else None)
+
+
+class Rows(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return loader()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Lightning's own calls of jsonargparse
+def test_a_command_line_of_lightning_takes_it_without_a_change_to_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def program(*arguments: str) -> Any:
+        monkeypatch.setattr("sys.argv", ["train.py", *arguments])
+        return LightningCLI(Classifier, Rows, run=False, save_config_callback=None)
+
+    options = ["--seed_everything=1"]
+    options += [f"--trainer.{name}={str(value).lower()}" for name, value in {**QUIET, "max_steps": 3}.items()]
+    options += ["--trainer.callbacks+=rdrop.integrations.lightning.RDropCallback"]
+    cli = program(*options, "--trainer.callbacks.rdrop.alpha=2.0", "--trainer.callbacks.rdrop.strategy=concat")
+    settings = tmp_path / "settings.yaml"
+    settings.write_text(cli.parser.dump(cli.config))
+    again = program("--config", str(settings))
+    module = Classifier()
+    torch.manual_seed(1)
+    Trainer(callbacks=[RDropCallback(CONCAT)], max_steps=3, **QUIET).fit(module, loader())
+    for each in (cli, again):
+        assert [callback.rdrop for callback in each.trainer.callbacks if isinstance(callback, RDropCallback)] == [
+            CONCAT
+        ]
+        torch.manual_seed(1)
+        each.trainer.fit(each.model, each.datamodule)
+        assert_same(each.model, module)
 
 
 def test_gradients_are_clipped_as_of_one_loss() -> None:
