@@ -89,7 +89,10 @@ def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", [*HOSTS, *SHARDED])
+SUMMED = pytest.mark.skipif(torch.__version__ < "2.9", reason="FSDP2 of torch 2.8 adds up gradients over gloo")
+
+
+@pytest.mark.parametrize("name", [*HOSTS, *(pytest.param(name, marks=SUMMED) for name in SHARDED)])
 @pytest.mark.shows(HOSTS, "processes")
 @pytest.mark.shows("torch", "sharded")
 def test_two_processes_take_the_steps_of_one(name: str, on_two_ranks: Path) -> None:
