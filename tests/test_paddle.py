@@ -29,8 +29,10 @@ X = np.random.default_rng(0).normal(size=(B, 8)).astype("float32")
 Y = np.array([0, 2, 1, 1, 0, 2])
 
 
-# Of Paddle's own full_like in a static program.
-compiled = pytest.mark.filterwarnings("ignore:Tensor do not have 'place' interface:UserWarning")
+# Of Paddle's own full_like in a static program, and of what it looks at in all modules: torch 2.8 has deprecated names.
+compiled = pytest.mark.filterwarnings(
+    "ignore:Tensor do not have 'place' interface:UserWarning", "ignore:.*reduce_op. is deprecated:FutureWarning"
+)
 
 
 def network(dropout: float = 0.5) -> nn.Sequential:
