@@ -22,16 +22,22 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def _forget_precision() -> None:
+    """Accelerate remembers one for the rest of a process."""
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        state.AcceleratorState._reset_state(reset_partial_state=True)
+
+
 def _enter_folder(namespace: dict[str, Any]) -> None:
     """Examples of a page write their files into a folder of their own."""
+    _forget_precision()  # of tests before
     namespace["__left__"], namespace["__folder__"] = os.getcwd(), tempfile.TemporaryDirectory()  # noqa: PTH109
     os.chdir(namespace["__folder__"].name)
 
 
 def _leave_folder(namespace: dict[str, Any]) -> None:
-    """Back to where the tests were started, without a precision that accelerate remembers."""
-    if (state := sys.modules.get("accelerate.state")) is not None:
-        state.AcceleratorState._reset_state(reset_partial_state=True)
+    """Back to where the tests were started."""
+    _forget_precision()
     os.chdir(namespace["__left__"])
     namespace["__folder__"].cleanup()
 

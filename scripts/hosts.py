@@ -22,6 +22,7 @@ PAGES = {
     "accelerate": "accelerate",
     "transformers": "transformers",
     "TRL": "trl",
+    "PEFT": "peft",
     "sentence-transformers": "sentence-transformers",
     "Lightning": "lightning",
     "timm": "timm",

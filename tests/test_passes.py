@@ -635,6 +635,42 @@ def test_trap_13_identical_outputs_are_told_once() -> None:
     forward_passes(model, x)
 
 
+class Adapted(nn.Module):
+    """A frozen layer with an adapter that starts at zero, as LoRA's do; nothing else draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.drop = nn.Linear(6, 2).requires_grad_(False), nn.Dropout(0.5)
+        self.down, self.up = nn.Linear(6, 3, bias=False), nn.Linear(3, 2, bias=False)
+        nn.init.zeros_(self.up.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear(x) + self.up(self.down(self.drop(x)))
+        return out
+
+
+def test_trap_13_a_branch_that_starts_at_zero_is_waited_for() -> None:
+    torch.manual_seed(0)
+    model, x = Adapted(), torch.randn(3, 6)
+    for _ in range(3):  # micro-batches, or steps of a warm-up from 0
+        out = forward_passes(model, x)
+        assert torch.equal(out[0], out[1])
+    out.square().sum().backward()
+    torch.optim.SGD(model.up.parameters(), lr=1.0).step()
+    out = forward_passes(model, x)
+    assert not torch.equal(out[0], out[1])
+
+
+def test_trap_13_a_branch_that_has_moved_to_no_effect_is_told() -> None:
+    model, x = Adapted(), torch.randn(3, 6)
+    model.down.requires_grad_(False).weight.zero_()  # what is frozen at zero stays there
+    forward_passes(model, x)
+    with torch.no_grad():
+        model.up.weight += 1
+    with no_effect_expected("on Adapted: its passes gave identical outputs"):
+        forward_passes(model, x)
+
+
 def test_trap_13_eval_mode_is_told_with_the_remedy_and_one_pass_is_silent() -> None:
     model, x = mlp().eval(), torch.randn(3, 6)
     forward_passes(model, x, passes=1)

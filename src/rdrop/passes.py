@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from rdrop.errors import NoEffectWarning
 from rdrop.plan import PassPlan, is_compiled, plan_passes, refusals_of
 from rdrop.replay import Replay
-from rdrop.stochastic import warn_if_no_effect
+from rdrop.stochastic import starts_at_zero, warn_if_no_effect
 from rdrop.strategies import Request, batch_size, run_concat, run_in_turn, stack, unwrap
 from rdrop.structures import leaves, map_leaves
 
@@ -161,7 +161,8 @@ def forward_passes(
         RuntimeError: The strategy cannot be used for this model; the message says why.
 
     Warns:
-        NoEffectWarning: The passes cannot differ, or do not in the first training step; once per model and cause.
+        NoEffectWarning: The passes cannot differ, or do not in the first training step (with a branch that starts at
+            zero, as LoRA's adapters do: once it has moved); once per model and cause.
 
     Examples:
         >>> import torch, rdrop
@@ -207,8 +208,11 @@ def forward_passes(
         output = run_in_turn(models[0], (args, kwargs), rows, request, replay)
     output = _checked(output, rows, passes, models)
     if random and models[0].training and models[0] not in _compared:
-        _compared.add(models[0])
-        _warn_if_identical(models[0], output, rows, passes)
+        equal = _are_equal(output, rows, passes)
+        if not (equal and starts_at_zero(models[0])):
+            _compared.add(models[0])
+            if equal:
+                _warn_of_equal_passes(models[0])
     return output
 
 
@@ -238,16 +242,19 @@ def _checked(output: Any, rows: int, passes: int, models: Sequence[nn.Module]) -
     )
 
 
-def _warn_if_identical(model: nn.Module, output: Any, rows: int, passes: int) -> None:
-    """Say so if what is random in a model does not reach its output."""
+def _are_equal(output: Any, rows: int, passes: int) -> bool:
+    """Whether all passes gave the same answer."""
     carried = [t for t in leaves(output) if isinstance(t, Tensor) and t.shape[:2] == (passes, rows)]
     answers = next((t for t in carried if t.is_floating_point()), None)
-    if answers is not None and all(torch.equal(answers[0], other) for other in answers[1:]):
-        warnings.warn(
-            f"R-Drop has no effect on {type(model).__name__}: its passes gave identical outputs although "
-            "layers in it draw. See in rdrop.stochastic_layers(model) whether they lie on the way to the output "
-            'and have rates that matter; layers left out for a whole batch need strategy="sequential". '
-            "If residual branches start at zero, it passes by itself.",
-            NoEffectWarning,
-            stacklevel=3,
-        )
+    return answers is not None and all(torch.equal(answers[0], other) for other in answers[1:])
+
+
+def _warn_of_equal_passes(model: nn.Module) -> None:
+    """Say that what is random in a model does not reach its output."""
+    warnings.warn(
+        f"R-Drop has no effect on {type(model).__name__}: its passes gave identical outputs although "
+        "layers in it draw. See in rdrop.stochastic_layers(model) whether they lie on the way to the output "
+        'and have rates that matter; layers left out for a whole batch need strategy="sequential".',
+        NoEffectWarning,
+        stacklevel=3,
+    )

@@ -385,6 +385,16 @@ def warn_if_no_effect(model: nn.Module) -> bool:
     return not cause
 
 
+def starts_at_zero(model: nn.Module) -> bool:
+    """Whether a weight that is trained is all zero, as in new adapters of LoRA and in residual branches.
+
+    What is drawn inside of such a branch reaches the output once the weight has moved, and not before.
+    """
+    weights = (weight for name, weight in model.named_parameters() if weight.requires_grad and "bias" not in name)
+    # Of what is sharded the part of this process: a question to all of them would wait for those that do not ask.
+    return any(not getattr(weight, "to_local", lambda weight=weight: weight)().any() for weight in weights)
+
+
 def _cause(model: nn.Module, sources: list[_Source]) -> tuple[str, str]:
     """Why nothing is drawn, and the remedy; empty if something is."""
     if any(source.active() for source in sources):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
 from transformers import (
     BertConfig,
     BertForSequenceClassification,
@@ -19,7 +21,7 @@ from transformers import (
 )
 
 from hf_training import arguments, logged
-from rdrop import forward_passes, rdrop_loss, stochastic_layers
+from rdrop import NoEffectWarning, forward_passes, rdrop_loss, stochastic_layers
 from rdrop.integrations.transformers import RDropConfig, RDropTrainer
 
 B, T, WORDS = 8, 6, 11
@@ -28,10 +30,10 @@ B, T, WORDS = 8, 6, 11
 def adapted(model: Any, **options: Any) -> Any:
     """The model with adapters that draw, and nothing else that does."""
     torch.manual_seed(0)
-    return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.4, init_lora_weights=False, **options))
+    return get_peft_model(model, LoraConfig(**{"r": 2, "lora_dropout": 0.4, "init_lora_weights": False, **options}))
 
 
-def classifier() -> Any:
+def classifier(**options: Any) -> Any:
     config: dict[str, Any] = {
         "hidden_size": 8,
         "num_hidden_layers": 2,
@@ -40,7 +42,7 @@ def classifier() -> Any:
     }
     config |= {"vocab_size": WORDS, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     torch.manual_seed(0)
-    return adapted(BertForSequenceClassification(BertConfig(**config)), task_type="SEQ_CLS")
+    return adapted(BertForSequenceClassification(BertConfig(**config)), task_type="SEQ_CLS", **options)
 
 
 def rows(*labels: int) -> Any:
@@ -59,6 +61,7 @@ def test_the_dropout_of_adapters_is_listed() -> None:
 
 
 @pytest.mark.shows("transformers", "adapters")
+@pytest.mark.shows("PEFT", "steps", "log", "adapters")
 def test_a_step_is_that_of_a_loop_and_moves_adapters_alone(tmp_path: Path) -> None:
     model = classifier()
     twin, start = copy.deepcopy(model).train(), copy.deepcopy(model).state_dict()
@@ -80,6 +83,7 @@ def test_a_step_is_that_of_a_loop_and_moves_adapters_alone(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("linear_head", [False, True])
+@pytest.mark.shows("PEFT", "plain")
 def test_language_models_shift_and_find_their_head(linear_head: bool, tmp_path: Path) -> None:
     rates: dict[str, Any] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
     rates |= {"bos_token_id": 0, "eos_token_id": 0}
@@ -92,6 +96,25 @@ def test_language_models_shift_and_find_their_head(linear_head: bool, tmp_path: 
     found = trainer.compute_loss(model, batch)
     torch.manual_seed(5)
     torch.testing.assert_close(found, model(**batch).loss)
+
+
+@pytest.mark.shows("PEFT", "no effect", "evaluation")
+def test_new_adapters_are_waited_for_and_adapters_without_dropout_spoken_of(tmp_path: Path) -> None:
+    """As PEFT makes them their branches are zero, so that the passes of the first step are equal."""
+    data, rdrop = rows(), RDropConfig(alpha=2.0)
+    options = arguments(tmp_path, max_steps=4, logging_steps=1, learning_rate=0.1, per_device_train_batch_size=4)
+    for rate in (0.4, 0.0):
+        model = classifier(lora_dropout=rate, init_lora_weights=True)
+        trainer = RDropTrainer(model, options, rdrop=rdrop, train_dataset=data, eval_dataset=data)
+        with nullcontext() if rate else pytest.warns(NoEffectWarning, match="R-Drop has no effect"):
+            trainer.train()
+        found = logged(trainer, "divergence")
+        assert found[0] == 0
+        assert (found[-1] > 0) == (rate > 0)
+        labels = torch.stack([row["labels"] for row in data])
+        with torch.no_grad():
+            answers = model.eval()(torch.stack([row["input_ids"] for row in data])).logits
+        assert trainer.evaluate()["eval_loss"] == pytest.approx(cross_entropy(answers, labels).item(), rel=1e-5)
 
 
 def test_decoders_get_their_input_from_the_labels(tmp_path: Path) -> None:

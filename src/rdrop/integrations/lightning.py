@@ -19,7 +19,7 @@ from rdrop.integrations.logits_of_outputs import logits_of
 from rdrop.integrations.objective_config import IGNORE_INDEX, RDropConfig
 from rdrop.loss import rdrop_loss
 from rdrop.schedule import Schedule, named
-from rdrop.stochastic import stochastic_layers
+from rdrop.stochastic import starts_at_zero, stochastic_layers
 from rdrop.strategies import Request
 
 if TYPE_CHECKING:
@@ -203,8 +203,10 @@ class _Tie:
             )
             found.append(terms.divergence * Request(len(logits), self.rdrop.fraction).stands_for(logits.size(1)))
             if not self._compared and len(questions) > 1:
-                self._compared = True
-                _warn_if_identical(logits, questions)
+                equal = all(torch.equal(logits[0], other) for other in logits[1:])
+                self._compared = not (equal and any(starts_at_zero(question.network) for question in questions))
+                if equal and self._compared:
+                    _warn_of_equal_passes(questions)
         return torch.stack(found).mean()
 
     def _calls(self, questions: Sequence[Question]) -> list[Question]:
@@ -255,10 +257,10 @@ class _Tie:
             )
 
 
-def _warn_if_identical(logits: Tensor, questions: Sequence[Question]) -> None:
-    """Say so if what is random in a step of several calls does not reach the logits."""
+def _warn_of_equal_passes(questions: Sequence[Question]) -> None:
+    """Say so if something is drawn in a step of several calls that does not reach the logits."""
     drawing = {q.name for q in questions if any(layer.active for layer in stochastic_layers(q.network))}
-    if drawing and all(logits[0].equal(other) for other in logits[1:]):
+    if drawing:
         warnings.warn(
             f"R-Drop has no effect: the passes gave identical logits, although {', '.join(drawing)} draws random "
             "numbers. See in rdrop.stochastic_layers(module) whether its layers lie on the way to the logits.",
