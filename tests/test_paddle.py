@@ -210,14 +210,17 @@ def test_statistics_move_once_with_a_fraction(strategy: Any) -> None:
     assert rows == ([B + 2] if strategy == "concat" else [B, 1, 1])
 
 
-def test_a_fit_divides_alpha_by_the_fraction() -> None:
-    wrapped, alone = RDropNetwork(network(), fraction=0.5), network()
+@pytest.mark.parametrize(("fraction", "alpha"), [(0.5, 4.0), (0.25, 6.0)])  # of six rows three, and two
+def test_a_fit_divides_alpha_by_the_share_of_the_rows(fraction: float, alpha: float) -> None:
+    wrapped, alone = RDropNetwork(network(), fraction=fraction), network()
     model: Any = paddle.Model(wrapped)
     model.prepare(paddle.optimizer.SGD(0.1, parameters=model.parameters()), wrapped.loss(alpha=2.0))
     paddle.seed(7)
     [loss] = model.train_batch([X], [Y[:, None]])
     paddle.seed(7)
-    expected = rdrop_loss(forward_passes(alone, paddle.to_tensor(X), fraction=0.5), paddle.to_tensor(Y), alpha=4.0)
+    expected = rdrop_loss(
+        forward_passes(alone, paddle.to_tensor(X), fraction=fraction), paddle.to_tensor(Y), alpha=alpha
+    )
     assert float(np.squeeze(loss)) == pytest.approx(float(expected.loss), rel=1e-5)
 
 

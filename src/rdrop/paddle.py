@@ -265,7 +265,7 @@ def forward_passes(
     rows = next((each.shape[0] for each in given if paddle.is_tensor(each) and each.ndim), None)
     if rows is None:
         raise ValueError("the inputs hold no tensor with a batch axis; expected one with the batch on its first axis")
-    again = rows if fraction == 1 or passes == 1 else max(1, round(fraction * rows))
+    again = rows if passes == 1 else _again(rows, fraction)
     chosen = None if again == rows else paddle.randperm(rows)[:again].sort()
     inputs: Any = (args, kwargs)
     if not several and (strategy == "concat" or passes == 1):
@@ -312,6 +312,11 @@ def _strategy(strategy: Strategy | None, fraction: float, one_sided: bool, sever
     if one_sided and strategy == "concat":
         raise ValueError('one_sided needs a forward of its own for each pass, and strategy is "concat"; leave it out')
     return strategy
+
+
+def _again(rows: int, fraction: float) -> int:
+    """Rows of the batch that make more than one pass."""
+    return max(1, round(fraction * rows))
 
 
 def _some(value: Any, rows: int, chosen: Tensor | None) -> Any:
@@ -432,7 +437,7 @@ class RDropNetwork(nn.Layer):
         """The loss for `paddle.Model.prepare`: the objective in training, the task loss in evaluation.
 
         The steps of a schedule are the batches in training. Where a fraction of the rows stands for all, alpha is
-        divided by it.
+        divided by their share.
         """
         return _LossOfNetwork(self, RDropLoss(alpha, **options))
 
@@ -449,7 +454,8 @@ class _LossOfNetwork(nn.Layer):
         """The loss; `paddle.vision` has labels of shape (B, 1)."""
         if labels.ndim == first.ndim and labels.shape[-1] == 1 and labels.dtype not in _FLOATS:
             labels = labels.squeeze(-1)
-        kept, alpha = self._network[0]._answers, self.criterion.current_alpha / self._network[0].fraction
+        kept, rows = self._network[0]._answers, first.shape[0]
+        alpha = self.criterion.current_alpha * rows / _again(rows, self._network[0].fraction)
         found: Tensor = self.criterion(kept[0] if kept else first.unsqueeze(0), labels, alpha=alpha)
         if kept:
             kept.clear()
